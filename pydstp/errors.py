@@ -1,0 +1,43 @@
+"""Every error a user can meet. All of them derive from `PydstpError`.
+
+A message says what was expected, what came, and which argument, file or tensor it was about.
+"""
+
+
+class PydstpError(Exception):
+    """Base class of every error raised on purpose by pydstp."""
+
+
+class OptionError(PydstpError, ValueError):
+    """An argument or option has the wrong type or a value outside its range."""
+
+
+class CheckpointError(PydstpError):
+    """A checkpoint folder is incomplete, damaged or contradicts itself."""
+
+
+class UnsupportedModelError(CheckpointError):
+    """A checkpoint was understood, and what it needs is not supported; the message names it."""
+
+
+class ImageError(PydstpError):
+    """A picture cannot be read, or is outside the limits for pictures."""
+
+
+class PromptError(PydstpError):
+    """A prompt or a list of messages is malformed, or does not fit its pictures."""
+
+
+class CapacityError(PydstpError):
+    """A request, a batch or a model is larger than the limit that the message names."""
+
+
+class CancelledError(PydstpError):
+    """A request was cancelled before it finished.
+
+    `generation` holds what had been written until then (None when nothing had).
+    """
+
+    def __init__(self, message: str, generation: object = None) -> None:
+        super().__init__(message)
+        self.generation = generation
