@@ -1,0 +1,177 @@
+"""What a user can set: frozen dataclasses, each value checked once, when it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from pydstp.errors import OptionError
+
+DEFAULT_MAX_NEW_TOKENS = 1024
+CPU_MAX_PIXELS = 1_300_000
+
+
+def _require_int(name: str, value: Any, low: int, high: int | None = None) -> None:
+    bound = f">= {low}" if high is None else f"in [{low}, {high}]"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise OptionError(f"{name}: expected an integer {bound}, got {value!r}")
+    if value < low or (high is not None and value > high):
+        raise OptionError(f"{name}: expected an integer {bound}, got {value}")
+
+
+def _require_float(name: str, value: Any, low: float, high: float = math.inf, *,
+                   open_low: bool = False) -> None:
+    left, right = ("(" if open_low else "["), (")" if high == math.inf else "]")
+    expected = f"expected a finite number in {left}{low:g}, {high:g}{right}"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise OptionError(f"{name}: {expected}, got {value!r}")
+    if value < low or value > high or (open_low and value == low):
+        raise OptionError(f"{name}: {expected}, got {value}")
+
+
+def _require_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    if value not in choices:
+        raise OptionError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Limits and resources of one engine; memory for them is checked before anything is loaded.
+
+    Attributes:
+        max_batch: sequences held at once (running requests, open streams and open chats).
+        max_visual_tokens: visual tokens of one sequence, over all its pictures and turns.
+        max_text_tokens: all other tokens of one sequence: prompt, answers, later turns.
+        max_images: pictures of one request.
+        max_image_pixels: pixels of one picture as it comes, checked before it is decoded.
+        min_pixels, max_pixels: the area, in pixels, that a picture is resized into. None takes
+            the checkpoint's own `min_pixels`, and for `max_pixels` on the CPU the smaller of the
+            checkpoint's limit and 1.3 megapixels (attention in the vision tower grows with the
+            square of the area); `max_pixels="checkpoint"` restores the file's limit.
+        num_threads: threads of the engine's own pool; None takes the processors of this process.
+    """
+
+    max_batch: int = 4
+    max_visual_tokens: int = 4096
+    max_text_tokens: int = 4096
+    max_images: int = 16
+    max_image_pixels: int = 100_000_000
+    min_pixels: int | None = None
+    max_pixels: int | Literal["checkpoint"] | None = None
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_int("max_batch", self.max_batch, 1, 1024)
+        _require_int("max_visual_tokens", self.max_visual_tokens, 1, 1 << 20)
+        _require_int("max_text_tokens", self.max_text_tokens, 1, 1 << 20)
+        _require_int("max_images", self.max_images, 0)
+        _require_int("max_image_pixels", self.max_image_pixels, 1)
+        if self.min_pixels is not None:
+            _require_int("min_pixels", self.min_pixels, 1)
+        if self.max_pixels is not None and self.max_pixels != "checkpoint":
+            _require_int("max_pixels", self.max_pixels, 1)
+        if self.num_threads is not None:
+            _require_int("num_threads", self.num_threads, 1, 1024)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen and when to stop. None means: as generation_config.json says.
+
+    Penalties act first, then temperature, top-k, top-p and min-p, in this order.
+
+    Attributes:
+        temperature: 0 is greedy; the checkpoint's default applies only if it says `do_sample`.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens whose probability reaches top_p; 1 keeps all.
+        min_p: drop tokens less likely than min_p times the most likely one; 0 keeps all.
+        repetition_penalty: divides positive and multiplies negative logits of every token of the
+            prompt and of the answer (CTRL, arXiv 1909.05858, section 4.1); 1 is off.
+        presence_penalty: subtracted from the logit of every token the answer holds; 0 is off.
+        seed: draws are keyed by (seed, request, token index), so they depend neither on the batch
+            nor on its other rows; None draws a fresh seed, which `Generation.seed` reports.
+        max_new_tokens: default 1024, or what still fits; more than fits is a `CapacityError`.
+        min_new_tokens: tokens to write before an end token is allowed.
+        ignore_eos: go on past end tokens, until max_new_tokens or a stop string.
+        stop: strings that end the answer; they are not part of the text.
+        logprobs: log-probabilities of the chosen token and of this many best ones, at each token,
+            from the model's own distribution (before penalties and temperature).
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    max_new_tokens: int | None = None
+    min_new_tokens: int = 0
+    ignore_eos: bool = False
+    stop: str | Sequence[str] = ()
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check_distribution()
+        if self.seed is not None:
+            _require_int("seed", self.seed, 0, 2**64 - 1)
+        if self.max_new_tokens is not None:
+            _require_int("max_new_tokens", self.max_new_tokens, 1)
+        _require_int("min_new_tokens", self.min_new_tokens, 0)
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            raise OptionError(f"min_new_tokens: expected at most max_new_tokens = "
+                              f"{self.max_new_tokens}, got {self.min_new_tokens}")
+        _require_choice("ignore_eos", self.ignore_eos, (True, False))
+        if self.logprobs is not None:
+            _require_int("logprobs", self.logprobs, 0, 100)
+        object.__setattr__(self, "stop", self._checked_stop())
+
+    def _check_distribution(self) -> None:
+        if self.temperature is not None:
+            _require_float("temperature", self.temperature, 0.0)
+        if self.top_k is not None:
+            _require_int("top_k", self.top_k, 0)
+        if self.top_p is not None:
+            _require_float("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        if self.min_p is not None:
+            _require_float("min_p", self.min_p, 0.0, 1.0)
+        if self.repetition_penalty is not None:
+            _require_float("repetition_penalty", self.repetition_penalty, 0.0, open_low=True)
+        _require_float("presence_penalty", self.presence_penalty, -100.0, 100.0)
+
+    def _checked_stop(self) -> tuple[str, ...]:
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, Sequence):
+            raise OptionError(f"stop: expected a string or a list of strings, got {stop!r}")
+        for text in stop:
+            if not isinstance(text, str) or not text:
+                raise OptionError(f"stop: expected non-empty strings, got {text!r}")
+        return tuple(stop)
+
+    def resolve(self, generation_config: dict[str, Any]) -> SamplingParams:
+        """The same parameters with every None that generation_config.json can fill, filled."""
+        sampled = bool(generation_config.get("do_sample", False))
+        defaults = {
+            "temperature": generation_config.get("temperature", 1.0) if sampled else 0.0,
+            "top_k": generation_config.get("top_k", 0),
+            "top_p": generation_config.get("top_p", 1.0),
+            "min_p": generation_config.get("min_p", 0.0),
+            "repetition_penalty": generation_config.get("repetition_penalty", 1.0),
+        }
+        neutral = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
+                   "repetition_penalty": 1.0}
+        changes = {name: neutral[name] if value is None else value
+                   for name, value in defaults.items() if getattr(self, name) is None}
+        return replace(self, **changes)
+
+
+def from_options(kind: type, options: dict[str, Any]) -> Any:
+    """`kind(**options)`, where an unknown name is an `OptionError` that lists the known ones."""
+    known = [field.name for field in fields(kind)]
+    for name in options:
+        if name not in known:
+            raise OptionError(f"{kind.__name__}: unknown option {name!r}, "
+                              f"expected one of {', '.join(known)}")
+    return kind(**options)

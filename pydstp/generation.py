@@ -1,0 +1,125 @@
+"""What a request gives back, and the token that stops one."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pydstp.errors import CancelledError
+
+
+class CancelToken:
+    """Stops a request from another thread: `cancel()` takes effect within one layer."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def cancel(self) -> None:
+        """Ask every request that holds this token to stop; calling it again changes nothing."""
+        self._event.set()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """True from the first call of `cancel` on."""
+        return self._event.is_set()
+
+    def check(self) -> None:
+        """Raise `CancelledError` if `cancel` was called."""
+        if self._event.is_set():
+            raise CancelledError("the request was cancelled")
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural log-probabilities at one written token.
+
+    Attributes:
+        token_id: the token that was written.
+        logprob: its log-probability under the model.
+        top: the most likely tokens and their log-probabilities, best first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """How one picture was read.
+
+    Attributes:
+        original_size: (width, height) in pixels, as it came (EXIF orientation applied).
+        resized: (width, height) in pixels, as the vision tower saw it.
+        num_tokens: visual tokens it became.
+        shrunk: True if `max_pixels` made it smaller than the model would have taken.
+    """
+
+    original_size: tuple[int, int]
+    resized: tuple[int, int]
+    num_tokens: int
+    shrunk: bool
+
+
+@dataclass
+class Timings:
+    """Wall-clock milliseconds of one request.
+
+    `time_to_first_token_ms` counts from the call to the first token, waiting included;
+    `decode_ms` from the first token to the last. Rows of a batch share their decode steps.
+    """
+
+    preprocess_ms: float = 0.0
+    vision_ms: float = 0.0
+    prefill_ms: float = 0.0
+    time_to_first_token_ms: float = 0.0
+    decode_ms: float = 0.0
+    longest_gap_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One finished (or cancelled) answer.
+
+    Attributes:
+        text: the answer; reasoning, special tokens and stop strings are not part of it.
+        reasoning: what stood before `</think>`, or None where the model wrote no such part.
+        token_ids: every token written, the end token included.
+        finish_reason: "stop" (end token or stop string), "length" or "cancelled".
+        stop_reason: the end token's id or the stop string that ended it, else None.
+        prompt_tokens: tokens of the prompt, visual ones included; cached_tokens of them were
+            still in the cache from an earlier turn.
+        visual_tokens: visual tokens of the prompt; visible_tokens of them are read by decode
+            attention, resident_tokens of them are held in memory.
+        images: one `ImageInfo` per picture of the request.
+        logprobs: one `TokenLogprob` per token if asked for, else None.
+        seed: the seed of the draws (None when the answer was greedy).
+        timings: wall-clock milliseconds per phase.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    stop_reason: int | str | None = None
+    reasoning: str | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    visual_tokens: int = 0
+    visible_tokens: int = 0
+    resident_tokens: int = 0
+    images: tuple[ImageInfo, ...] = ()
+    logprobs: list[TokenLogprob] | None = None
+    seed: int | None = None
+    timings: Timings = field(default_factory=Timings)
+
+    @property
+    def ms_per_token(self) -> float:
+        """Mean milliseconds per decode step, the first token left out; 0 for a single token."""
+        steps = len(self.token_ids) - 1
+        return self.timings.decode_ms / steps if steps > 0 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary of plain values that `json.dumps` takes."""
+        return {**asdict(self), "ms_per_token": self.ms_per_token}
