@@ -1,0 +1,72 @@
+# Everything below works on a fresh machine with Python >= 3.10, make and a C++ compiler.
+#
+#   make demo       draw a picture, ask the embedded model about it, check the answer
+#   make test       lint, then all tests
+#   make lint       ruff and clang-format
+#   make sanitize   the tests of the native code under ASan and UBSan
+#   make bench      the benchmark against transformers, on a checkpoint with random weights
+#   make clean      remove what these commands made
+#
+#   PYTHON=python3.12    the interpreter the virtual environment is made from
+#   TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+#                        what pip installs as torch; by default an installed torch is reused
+#   TESTS=tests/cli      what `make test` runs
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?=
+TESTS ?= tests
+
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+NATIVE := CMakeLists.txt setup.py $(shell find csrc -name '*.*' -type f 2>/dev/null)
+
+# See "Threads" in README.md: workers that spin while they wait cost far more than they gain.
+export OMP_WAIT_POLICY ?= passive
+# The emulated kernels are part of every build in this folder; an installed package leaves them out.
+export PYDSTP_SIMT := ON
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint sanitize bench clean
+
+help:
+	@sed -n 's/^#   make /make /p' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.built
+	$(RUN) -m pydstp demo $(DEMO)
+
+test: lint $(VENV)/.built
+	$(RUN) -m pytest -q $(TESTS)
+
+lint: $(VENV)/.test
+	$(VENV)/bin/ruff check --quiet .
+	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.h %.cpp %.cuh %.cu,$(NATIVE))
+
+sanitize: $(VENV)/.test
+	tests/run_sanitized.sh $(RUN)
+
+bench: $(VENV)/.test $(VENV)/.built
+	$(RUN) benchmarks/make_random_checkpoint.py build/random-2b
+	$(RUN) benchmarks/bench_generate.py build/random-2b
+
+clean:
+	rm -rf $(VENV) build
+	find pydstp -name '_C*.so' -delete
+
+# The stamps: each names what the step before it has finished.
+
+$(VENV)/.base: .ci/make_venv.py
+	$(PYTHON) .ci/make_venv.py $(VENV) --torch '$(TORCH)'
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.base pyproject.toml setup.py
+	$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(PIP) --no-build-isolation --editable '.[test]'
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(NATIVE)
+	$(RUN) setup.py --quiet build_ext --inplace
+	@touch $@

@@ -1,0 +1,122 @@
+"""Small on purpose: lengths, annotations, docstrings, and no assert that a user could meet."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.house import source_tree as tree
+
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 30  # without its docstring
+
+# An entry is a debt with its reason. A stale entry fails: see the last test.
+LONG_FILES: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def functions(path: Path) -> Iterator[tuple[str, Function, ast.AST]]:
+    """(dotted name, function, parent) of every function and method in the file."""
+    def walk(node: ast.AST, prefix: str) -> Iterator[tuple[str, Function, ast.AST]]:
+        for child in ast.iter_child_nodes(node):
+            name = f"{prefix}.{child.name}" if hasattr(child, "name") else prefix
+            if isinstance(child, Function):
+                yield name.lstrip("."), child, node
+            yield from walk(child, name)
+    yield from walk(tree.parse(path), "")
+
+
+def code_lines(function: Function) -> int:
+    """Lines from `def` to the end, the docstring not counted."""
+    lines = (function.end_lineno or function.lineno) - function.lineno + 1
+    first = function.body[0]
+    if ast.get_docstring(function) is not None:
+        lines -= (first.end_lineno or first.lineno) - first.lineno + 1
+    return lines
+
+
+def native_functions(path: Path) -> Iterator[tuple[str, int]]:
+    """(first line, lines) of each function body that starts and ends in the first column."""
+    start = None
+    for number, line in enumerate((tree.ROOT / path).read_text().splitlines()):
+        opens = re.match(r"[A-Za-z].*[({,]$", line) and not line.startswith(("namespace", "extern"))
+        if opens and start is None:
+            start = (number, line)
+        elif line.startswith("}") and start is not None:
+            yield start[1], number - start[0] + 1
+            start = None
+
+
+def long_files() -> dict[str, int]:
+    paths = [*tree.python_files(), *tree.native_files(), Path("setup.py"), Path("CMakeLists.txt")]
+    counts = {str(p): len((tree.ROOT / p).read_text(encoding="utf-8").splitlines()) for p in paths}
+    return {path: count for path, count in counts.items() if count > MAX_FILE_LINES}
+
+
+def long_functions() -> dict[str, int]:
+    return {f"{path}:{name}": code_lines(function) for path in tree.python_files()
+            for name, function, _ in functions(path) if code_lines(function) > MAX_FUNCTION_LINES}
+
+
+def test_files_are_short() -> None:
+    excess = {p: n for p, n in long_files().items() if p not in LONG_FILES}
+    assert not excess, f"more than {MAX_FILE_LINES} lines, and no stated reason: {excess}"
+
+
+def test_functions_are_short() -> None:
+    excess = {f: n for f, n in long_functions().items() if f not in LONG_FUNCTIONS}
+    assert not excess, f"more than {MAX_FUNCTION_LINES} lines, and no stated reason: {excess}"
+
+
+@pytest.mark.parametrize("path", tree.python_files(tree.PACKAGE), ids=str)
+def test_every_function_is_annotated(path: Path) -> None:
+    missing = []
+    for name, function, parent in functions(path):
+        arguments = function.args
+        named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+        named += [a for a in (arguments.vararg, arguments.kwarg) if a is not None]
+        if isinstance(parent, ast.ClassDef) and named and named[0].arg in ("self", "cls"):
+            named = named[1:]
+        missing += [f"{name}({a.arg})" for a in named if a.annotation is None]
+        if function.returns is None:
+            missing.append(f"{name} ->")
+    assert not missing, f"{path}: no annotation for {missing}"
+
+
+@pytest.mark.parametrize("path", tree.python_files(tree.PACKAGE), ids=str)
+def test_every_module_and_public_name_has_a_docstring(path: Path) -> None:
+    module = tree.parse(path)
+    missing = [] if ast.get_docstring(module) else ["the module"]
+    for node in module.body:
+        if isinstance(node, ast.ClassDef | Function) and not node.name.startswith("_"):
+            missing += [] if ast.get_docstring(node) else [node.name]
+    assert not missing, f"{path}: no docstring for {missing}"
+
+
+@pytest.mark.parametrize("path", tree.python_files(tree.PACKAGE), ids=str)
+def test_no_assert_a_user_could_meet(path: Path) -> None:
+    lines = [node.lineno for node in ast.walk(tree.parse(path)) if isinstance(node, ast.Assert)]
+    assert not lines, f"{path}: raise a PydstpError instead of assert, lines {lines}"
+
+
+def test_no_path_of_one_machine_and_no_half_done_marks() -> None:
+    pattern = re.compile(r"(?<![\w.:])/(?:hom[e]|roo[t]|wor[k]|User[s])/|TOD[O]|FIXM[E]|XX[X]")
+    wrong = []
+    for path in [*tree.python_files(), *tree.native_files(), Path("Makefile"), Path("README.md"),
+                 *(p.relative_to(tree.ROOT) for p in (tree.ROOT / "docs").glob("*.md"))]:
+        for number, line in enumerate((tree.ROOT / path).read_text().splitlines(), 1):
+            if pattern.search(line):
+                wrong.append(f"{path}:{number}: {line.strip()}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_stated_exceptions_are_still_needed() -> None:
+    stale = [p for p in LONG_FILES if p not in long_files()]
+    stale += [f for f in LONG_FUNCTIONS if f not in long_functions()]
+    assert not stale, f"short again, remove from the exceptions: {stale}"
