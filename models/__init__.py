@@ -1,0 +1,1 @@
+"""Model families: what is computed. Imported as `pydstp.models`."""

@@ -1,0 +1,139 @@
+"""The Qwen3 decoder: RMSNorm, q/k norm, rope or M-RoPE, grouped queries, dense or sparse MLP."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from pydstp import ops
+from pydstp.models.config import TextConfig
+from pydstp.models.layers import GatedMLP, Linear, RMSNorm
+from pydstp.models.moe import SparseMLP
+from pydstp.models.mrope import rotary_table
+from pydstp.models.plans import Context, KVArenas, Plan, batch_invariant_linear
+
+
+@dataclass(frozen=True)
+class DeepStack:
+    """Visual features added to the hidden state behind the first decoder layers.
+
+    features: one [num_visual, hidden_size] per layer, counted from layer 0.
+    positions: [num_visual] int64, rows of x that hold the visual tokens.
+    """
+
+    features: list[Tensor]
+    positions: Tensor
+
+    def add(self, x: Tensor, layer_idx: int) -> Tensor:
+        """x: [num_tokens, hidden_size] after layer `layer_idx` -> same shape."""
+        if layer_idx >= len(self.features):
+            return x
+        return x.index_add(0, self.positions, self.features[layer_idx])
+
+
+class Attention(nn.Module):
+    """Causal attention with grouped queries. qkv_proj rows: q heads, then k heads, then v heads."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.head_dim, self.eps = config.head_dim, config.rms_norm_eps
+        self.num_heads_per_part = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        self.qkv_proj = Linear(config.hidden_size, sum(self.num_heads_per_part) * config.head_dim)
+        self.o_proj = Linear(config.num_heads * config.head_dim, config.hidden_size)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def forward(
+        self, x: Tensor, layer_idx: int, cos_sin: Tensor, cache: KVArenas, plan: Plan, ctx: Context
+    ) -> Tensor:
+        """x: [num_tokens, hidden_size] -> same shape; stores the K/V of its rows in the cache."""
+        qkv = self.qkv_proj(x, plan, ctx)
+        ops.qk_norm_rope(
+            qkv,
+            self.q_norm.weight,
+            self.k_norm.weight,
+            cos_sin,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            eps=self.eps,
+            pool=ctx.pool,
+        )
+        q, k, v = qkv.view(len(x), -1, self.head_dim).split(self.num_heads_per_part, dim=1)
+        arenas = cache.visual[layer_idx], cache.text[layer_idx]
+        ops.store_kv(k, v, *arenas, plan.seq_idx_rows, plan.slot_idx, pool=ctx.pool)
+        out = plan.attend(q, k, v, cache, layer_idx, ctx)
+        return self.o_proj(out.reshape(len(x), -1), plan, ctx)
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each behind a norm and added to what came in."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        hidden_size, eps, moe = config.hidden_size, config.rms_norm_eps, config.moe
+        self.input_layernorm = RMSNorm(hidden_size, eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(hidden_size, eps)
+        self.mlp = (
+            SparseMLP(hidden_size, moe) if moe else GatedMLP(hidden_size, config.intermediate_size)
+        )
+
+    def forward(
+        self, x: Tensor, layer_idx: int, cos_sin: Tensor, cache: KVArenas, plan: Plan, ctx: Context
+    ) -> Tensor:
+        """x: [num_tokens, hidden_size] -> same shape."""
+        ctx.check()
+        x = x + self.self_attn(self.input_layernorm(x, ctx), layer_idx, cos_sin, cache, plan, ctx)
+        return x + self.mlp(self.post_attention_layernorm(x, ctx), plan, ctx)
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, final norm and head.
+
+    tied: the head is the embedding table (the checkpoint holds no tensor for it).
+    """
+
+    def __init__(self, config: TextConfig, tied: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """input_ids: [num_tokens] integers below vocab_size -> [num_tokens, hidden_size]."""
+        return self.embed_tokens(input_ids)
+
+    def rotary(self, positions: Tensor) -> Tensor:
+        """positions: [3, num_tokens] (time, height, width), or [num_tokens] where rope is 1-D.
+
+        -> [num_tokens, head_dim] fp32, cosines then sines of head_dim / 2 angles.
+        """
+        return rotary_table(positions, self.config)
+
+    def forward_layers(
+        self,
+        x: Tensor,
+        *,
+        layers: range,
+        cos_sin: Tensor,
+        cache: KVArenas,
+        plan: Plan,
+        ctx: Context,
+        deepstack: DeepStack | None = None,
+    ) -> Tensor:
+        """Run the layers named; x: [num_tokens, hidden_size] -> same shape, x itself untouched.
+
+        cos_sin: from `rotary`, one row per token. deepstack: at prefill only.
+        Raises whatever ctx.check raises; K/V of the layers finished by then are in the cache.
+        """
+        for layer_idx in layers:
+            x = self.layers[layer_idx](x, layer_idx, cos_sin, cache, plan, ctx)
+            x = deepstack.add(x, layer_idx) if deepstack else x
+        return x
+
+    def logits(self, x: Tensor, ctx: Context) -> Tensor:
+        """x: [num_rows, hidden_size], the rows asked for -> [num_rows, vocab_size] fp32."""
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        return batch_invariant_linear(self.norm(x, ctx), head.weight, ctx).float()

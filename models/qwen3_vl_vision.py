@@ -1,0 +1,152 @@
+"""The Qwen3-VL vision tower: patches to visual tokens, with features of inner blocks on the side.
+
+Rows of every tensor here are patches in merge-block order: the patches of one visual token (2 x 2)
+stand next to each other, images one after the other.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pydstp.models.config import VisionConfig
+from pydstp.models.vision_positions import axial_rotary, interpolated_positions, rotate
+
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class VisionOutput:
+    """Visual tokens of some images, one image after the other.
+
+    rows: [num_visual, out_hidden_size]. deepstack: one [num_visual, out_hidden_size] per tap.
+    lengths: visual tokens of each image.
+    """
+
+    rows: Tensor
+    deepstack: list[Tensor]
+    lengths: list[int]
+
+
+class PatchEmbed(nn.Module):
+    """A convolution whose kernel is its stride, hence one GEMM. proj.weight: [V, C, T, P, P]."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
+        self.proj = nn.Conv3d(config.in_channels, config.hidden_size, kernel, stride=kernel)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: [num_patches, patch_dim] -> [num_patches, hidden_size], weight dtype."""
+        weight = self.proj.weight.flatten(1)
+        return F.linear(pixel_values.to(weight.dtype), weight, self.proj.bias)
+
+
+class VisionAttention(nn.Module):
+    """Every patch of an image sees every other one. qkv rows: q, k, v."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, cos_sin: Tensor, segments: list[int]) -> Tensor:
+        """x: [num_patches, hidden_size], segments: patches of each image -> same shape as x."""
+        q, k, v = self.qkv(x).view(len(x), 3, self.num_heads, -1).unbind(1)
+        q, k = rotate(q, cos_sin), rotate(k, cos_sin)
+        per_image = zip(*(t.transpose(0, 1).split(segments, dim=1) for t in (q, k, v)))
+        out = [F.scaled_dot_product_attention(*(t.unsqueeze(0) for t in qkv)) for qkv in per_image]
+        return self.proj(torch.cat(out, dim=2).squeeze(0).transpose(0, 1).flatten(1))
+
+
+class VisionMLP(nn.Module):
+    """fc2(gelu(fc1(x))) with the tanh form of GELU."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.linear_fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.linear_fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [num_patches, hidden_size] -> same shape."""
+        return self.linear_fc2(F.gelu(self.linear_fc1(x), approximate="tanh"))
+
+
+class VisionBlock(nn.Module):
+    """Attention and MLP, each behind a LayerNorm and added to what came in."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=NORM_EPS)
+        self.attn = VisionAttention(config)
+        self.mlp = VisionMLP(config)
+
+    def forward(self, x: Tensor, cos_sin: Tensor, segments: list[int]) -> Tensor:
+        """x: [num_patches, hidden_size] -> same shape."""
+        x = x + self.attn(self.norm1(x), cos_sin, segments)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerger(nn.Module):
+    """Four neighbouring patches become one visual token; GELU in its exact (erf) form.
+
+    The main merger normalises patches, a DeepStack merger (`norm_after_merge`) the joined rows.
+    """
+
+    def __init__(self, config: VisionConfig, norm_after_merge: bool) -> None:
+        super().__init__()
+        self.merged_size = config.hidden_size * config.merge_unit
+        norm_size = self.merged_size if norm_after_merge else config.hidden_size
+        self.norm = nn.LayerNorm(norm_size, eps=NORM_EPS)
+        self.linear_fc1 = nn.Linear(self.merged_size, self.merged_size)
+        self.linear_fc2 = nn.Linear(self.merged_size, config.out_hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [num_patches, hidden_size] -> [num_patches / merge_unit, out_hidden_size]."""
+        x = self.norm(x.view(-1, *self.norm.normalized_shape)).view(-1, self.merged_size)
+        return self.linear_fc2(F.gelu(self.linear_fc1(x)))
+
+
+class VisionTower(nn.Module):
+    """Patch embedding, position table, blocks, mergers (transformers: Qwen3VLVisionModel)."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        taps = config.deepstack_visual_indexes
+        self.patch_embed = PatchEmbed(config)
+        self.pos_embed = nn.Embedding(config.num_position_embeddings, config.hidden_size)
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        self.merger = PatchMerger(config, norm_after_merge=False)
+        self.deepstack_merger_list = nn.ModuleList(
+            PatchMerger(config, norm_after_merge=True) for _ in taps
+        )
+
+    def forward(
+        self, pixel_values: Tensor, grids: Sequence[tuple[int, int]], check: Callable[[], None]
+    ) -> VisionOutput:
+        """pixel_values: [num_patches, patch_dim]; grids: (height, width) in patches per image.
+
+        check: called before every block; what it raises ends the forward.
+        """
+        taps, segments = self.config.deepstack_visual_indexes, [h * w for h, w in grids]
+        x = self.embed(pixel_values, grids)
+        cos_sin = axial_rotary(grids, self.config)
+        deepstack = []
+        for block_idx, block in enumerate(self.blocks):
+            check()
+            x = block(x, cos_sin, segments)
+            if block_idx in taps:
+                deepstack.append(self.deepstack_merger_list[taps.index(block_idx)](x))
+        lengths = [patches // self.config.merge_unit for patches in segments]
+        return VisionOutput(self.merger(x), deepstack, lengths)
+
+    def embed(self, pixel_values: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """Patches plus their learned positions -> [num_patches, hidden_size], weight dtype."""
+        x = self.patch_embed(pixel_values)
+        table = interpolated_positions(self.pos_embed.weight, grids, self.config.spatial_merge_size)
+        return x + table.to(x.dtype)
