@@ -1,0 +1,214 @@
+"""The engine: one checkpoint, one cache, and everything a caller asks of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from os import PathLike
+from typing import Any
+
+from pydstp import ops, weights
+from pydstp.chat import ChatTemplate
+from pydstp.config import EngineConfig, SamplingParams
+from pydstp.conversation import Chat
+from pydstp.errors import CancelledError, OptionError, PydstpError
+from pydstp.generation import CancelToken, Generation
+from pydstp.image import ImageProcessor
+from pydstp.kv_cache import CacheGeometry, KVCache
+from pydstp.models.config import VLMConfig
+from pydstp.preparation import Preparation, Prompt, is_batch
+from pydstp.runner import Runner
+from pydstp.scheduler import Scheduler
+from pydstp.sequence import Sequence
+from pydstp.tokenizer import Tokenizer
+
+logger = logging.getLogger("pydstp")
+
+TextCallback = Callable[[str, int], object]
+
+
+class Engine:
+    """A vision-language model ready to answer.
+
+    Args:
+        path: a checkpoint folder (config.json, safetensors, tokenizer, chat template).
+        device: "auto" or "cpu".
+        dtype: "auto" (bfloat16 from a billion parameters on, else float32), "bfloat16" or
+            "float32".
+        config: limits and resources.
+        progress: called as `progress(tensors_done, tensors_total)` while weights are read.
+
+    Raises:
+        CheckpointError, UnsupportedModelError: the folder cannot be used; the message says why.
+        CapacityError: weights and cache do not fit into the memory that is available.
+
+    Calls from several threads are safe: each forward pass takes its turn. An engine installs no
+    signal handlers and keeps no global state; several can live in one process. It holds memory
+    and threads until `close()`, and works as a context manager.
+    """
+
+    def __init__(self, path: str | PathLike[str], device: str = "auto", dtype: str = "auto",
+                 config: EngineConfig | None = None, *,
+                 progress: Callable[[int, int], None] | None = None) -> None:
+        if device not in ("auto", "cpu"):
+            raise OptionError(f"device: expected 'auto' or 'cpu', got {device!r}")
+        self.config = config = config or EngineConfig()
+        checkpoint = weights.open_checkpoint(path)
+        self.model_config = VLMConfig.from_dict(checkpoint.config, str(checkpoint.config_path))
+        self.dtype = weights.resolve_dtype(checkpoint, dtype)
+        geometry = _cache_geometry(self.model_config, config)
+        weights.check_memory(checkpoint, self.model_config, self.dtype,
+                             geometry.kv_bytes(self.dtype))
+        self._preparation = _open_preparation(checkpoint, self.model_config, config)
+        model = weights.load_model(checkpoint, self.model_config, self.dtype, progress)
+        self._cache = KVCache(geometry, self.dtype)
+        self._pool = ops.ThreadPool(config.num_threads or _num_processors())
+        self._runner = Runner(model, self._cache, self._pool)
+        self._scheduler = Scheduler(self._runner, self._cache)
+        self._is_closed = False
+        logger.info("loaded %s as %s", path, self.dtype)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer."""
+        return self._preparation.tokenizer
+
+    def generate(self, image: Any, prompt: Prompt | list[Prompt],
+                 sampling: SamplingParams | list[SamplingParams] | None = None, *,
+                 cancel: CancelToken | list[CancelToken | None] | None = None,
+                 callback: TextCallback | None = None) -> Generation | list[Generation]:
+        """Answer one prompt, or a list of prompts as a batch.
+
+        Args:
+            image: for one prompt None, a picture or a list of pictures: a path, bytes, a PIL
+                image, a uint8 array [height, width, 3] or a data URL. For a batch a list with
+                one such entry per prompt, or None.
+            prompt: a string, or one list of chat messages; a list of either is a batch, run at
+                most `max_batch` at once. Pictures of a string come before its text; in messages,
+                each `{"type": "image"}` item takes the next one.
+            sampling: one for all, or one per prompt.
+            cancel: stops the request(s) from another thread.
+            callback: called as `callback(text, index)` with every piece of text that is certain.
+
+        Returns:
+            One `Generation`, or a list of them in the order of the prompts.
+
+        Raises:
+            ImageError, PromptError, CapacityError, OptionError: the request cannot run; nothing
+                has, and the engine is as before.
+            CancelledError: a single request was cancelled (its `generation` holds what was
+                written). In a batch, that row says `finish_reason="cancelled"` instead.
+        """
+        self._check_open()
+        if not is_batch(prompt):
+            sequences = [self._preparation.request(prompt, image, sampling, cancel)]
+        else:
+            sequences = self._preparation.batch(prompt, image, sampling, cancel)
+        self._run(sequences, callback)
+        if is_batch(prompt):
+            return [seq.result() for seq in sequences]
+        return _uncancelled(sequences[0])
+
+    def stream(self, image: Any, prompt: Prompt, sampling: SamplingParams | None = None, *,
+               cancel: CancelToken | None = None) -> Stream:
+        """Answer one prompt piece by piece; arguments and errors as for `generate`.
+
+        Returns:
+            An iterator over pieces of text, each whole UTF-8 characters; `generation` on it
+            holds the result after the last piece. Closing it early frees its place in the cache.
+        """
+        self._check_open()
+        seq = self._preparation.request(prompt, image, sampling, cancel)
+        return Stream(self._scheduler.run([seq]), seq)
+
+    def chat(self, system: str | None = None) -> Chat:
+        """A conversation that keeps its cache between turns; it holds one of `max_batch`."""
+        self._check_open()
+        return Chat(self._preparation, self._scheduler, self._cache, system)
+
+    def close(self) -> None:
+        """Stop its threads and refuse further work; calling it again changes nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._scheduler.close()
+        self._pool.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _run(self, sequences: list[Sequence], callback: TextCallback | None) -> None:
+        with closing(self._scheduler.run(sequences)) as pieces:
+            for index, piece in pieces:
+                if callback is not None and piece:
+                    callback(piece, index)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise PydstpError("engine: expected an open engine, got one that was closed")
+
+
+class Stream:
+    """Pieces of one answer as they become certain."""
+
+    def __init__(self, pieces: Iterator[tuple[int, str]], seq: Sequence) -> None:
+        self._pieces = pieces
+        self._seq = seq
+        self.generation: Generation | None = None
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> str:
+        for _, piece in self._pieces:
+            if piece:
+                return piece
+        self.generation = self.generation or _uncancelled(self._seq)
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stop the request where it stands; `generation` then holds what was written."""
+        self._pieces.close()
+        if self.generation is None:
+            self.generation = self._seq.result()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _uncancelled(seq: Sequence) -> Generation:
+    generation = seq.result()
+    if generation.finish_reason == "cancelled":
+        raise CancelledError("the request was cancelled", generation)
+    return generation
+
+
+def _cache_geometry(model: VLMConfig, config: EngineConfig) -> CacheGeometry:
+    text = model.text
+    return CacheGeometry(text.num_layers, text.num_kv_heads, text.head_dim, config.max_batch,
+                         config.max_visual_tokens, config.max_text_tokens)
+
+
+def _open_preparation(checkpoint: weights.Checkpoint, model: VLMConfig,
+                      config: EngineConfig) -> Preparation:
+    tokenizer = Tokenizer.from_checkpoint(checkpoint.path)
+    template = ChatTemplate.from_checkpoint(checkpoint.path)
+    processor = ImageProcessor.from_checkpoint(
+        checkpoint.path, min_pixels=config.min_pixels, max_pixels=config.max_pixels)
+    return Preparation(tokenizer, template, processor, model, checkpoint.generation_config, config)
+
+
+
+def _num_processors() -> int:
+    """Processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,153 @@
+"""From what a caller passes to requests that can run: pictures read, prompts encoded, limits met."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence as Many
+from dataclasses import replace
+from typing import Any
+
+from pydstp import chat, image
+from pydstp.config import DEFAULT_MAX_NEW_TOKENS, EngineConfig, SamplingParams
+from pydstp.errors import CapacityError, ImageError, OptionError, PromptError
+from pydstp.generation import CancelToken
+from pydstp.models.config import VLMConfig
+from pydstp.sequence import AnswerText, Sequence
+from pydstp.tokenizer import StreamDecoder, Tokenizer
+
+Prompt = str | list[dict[str, Any]]
+
+
+class Preparation:
+    """Turns prompts and pictures into `Sequence`s; holds the files of one checkpoint."""
+
+    def __init__(self, tokenizer: Tokenizer, template: chat.ChatTemplate,
+                 processor: image.ImageProcessor, model_config: VLMConfig,
+                 generation_config: dict[str, Any], config: EngineConfig) -> None:
+        self.tokenizer = tokenizer
+        self._template = template
+        self._processor = processor
+        self._max_positions = model_config.text.max_position_embeddings
+        self._generation_config = generation_config
+        self._config = config
+        self._eos_ids = end_tokens(generation_config, tokenizer)
+
+    def request(self, prompt: Prompt, images: Any, sampling: SamplingParams | None,
+                cancel: CancelToken | None, request_idx: int = 0) -> Sequence:
+        """One prepared request.
+
+        Raises:
+            ImageError, PromptError, CapacityError, OptionError: see the message.
+        """
+        started = time.perf_counter()
+        messages, images = chat.to_messages(prompt, self._as_list(images))
+        processed = [self._read(source) for source in images]
+        encoded = chat.build_prompt(self._template, self.tokenizer, messages,
+                                    [picture.num_tokens for picture in processed])
+        params = (sampling or SamplingParams()).resolve(self._generation_config)
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        seq = Sequence(
+            prompt=encoded, images=processed, sampling=params, eos_ids=self._eos_ids,
+            draw_key=(seed, request_idx), cancel=cancel or CancelToken(), started=started,
+            answer=AnswerText(StreamDecoder(self.tokenizer), params.stop))
+        self._fit(seq)
+        seq.timings.preprocess_ms = 1e3 * (time.perf_counter() - started)
+        return seq
+
+    def _as_list(self, images: Any) -> list[Any]:
+        images = [] if images is None else images
+        images = list(images) if isinstance(images, list | tuple) else [images]
+        if len(images) > self._config.max_images:
+            raise CapacityError(f"image: expected at most max_images = {self._config.max_images} "
+                                f"pictures, got {len(images)}")
+        return images
+
+    def _read(self, source: Any) -> image.ProcessedImage:
+        picture = image.load_image(source, max_image_pixels=self._config.max_image_pixels)
+        return self._processor.preprocess(picture)
+
+    def _fit(self, seq: Sequence) -> None:
+        """Check the prompt against every limit and settle `max_new_tokens`."""
+        num_tokens = len(seq.prompt.input_ids)
+        num_visual = sum(length for _, length in seq.prompt.image_spans)
+        num_text = num_tokens - num_visual
+        _require_room("visual tokens", num_visual, "max_visual_tokens",
+                      self._config.max_visual_tokens)
+        _require_room("text tokens", num_text + 1, "max_text_tokens", self._config.max_text_tokens)
+        _require_room("tokens", num_tokens + 1, "max_position_embeddings", self._max_positions)
+        # The last new token is never fed back, so it needs no row.
+        room = min(self._config.max_text_tokens - num_text,
+                   self._max_positions - num_tokens) + 1
+        asked = seq.sampling.max_new_tokens
+        if asked is not None and asked > room:
+            raise CapacityError(f"max_new_tokens: expected at most the {room} tokens that fit "
+                                f"beside a prompt of {num_text} text tokens (max_text_tokens = "
+                                f"{self._config.max_text_tokens}), got {asked}")
+        if seq.sampling.min_new_tokens > (asked or room):
+            raise CapacityError(f"min_new_tokens: expected at most the {asked or room} tokens "
+                                f"that fit, got {seq.sampling.min_new_tokens}")
+        limit = max(min(DEFAULT_MAX_NEW_TOKENS, room), min(seq.sampling.min_new_tokens, room))
+        seq.sampling = replace(seq.sampling, max_new_tokens=asked or limit)
+
+    def batch(self, prompts: Many[Prompt], images: Any, sampling: Any,
+              cancel: Any) -> list[Sequence]:
+        """One prepared request per prompt; an error names the prompt it is about."""
+        count = len(prompts)
+        images = _spread("image", images, count, allow_one=False)
+        own_params = isinstance(sampling, list | tuple)
+        sampling = _spread("sampling", sampling, count)
+        cancel = _spread("cancel", cancel, count)
+        sequences = []
+        for index, prompt in enumerate(prompts):
+            try:
+                sequences.append(self.request(prompt, images[index], sampling[index],
+                                              cancel[index], 0 if own_params else index))
+            except (ImageError, PromptError, CapacityError) as error:
+                raise type(error)(f"prompt[{index}]: {error}") from error
+        return sequences
+
+
+def is_batch(prompt: Any) -> bool:
+    """True for a list of prompts; a string or one list of messages is a single prompt.
+
+    Raises:
+        PromptError: neither.
+    """
+    if isinstance(prompt, str):
+        return False
+    if not isinstance(prompt, list | tuple):
+        raise PromptError(f"prompt: expected a string, a list of messages, or a list of prompts, "
+                          f"got {type(prompt).__name__}")
+    if not prompt:
+        raise PromptError("prompt: expected at least one message or prompt, got an empty list")
+    return not isinstance(prompt[0], dict)
+
+
+def end_tokens(generation_config: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Every id that ends an answer: generation_config.json's `eos_token_id`, else <|im_end|>."""
+    ids = generation_config.get("eos_token_id")
+    if ids is None:
+        ids = [tokenizer.token_id("<|im_end|>")]
+    ids = ids if isinstance(ids, list) else [ids]
+    return tuple(dict.fromkeys(ids))
+
+
+def _spread(name: str, value: Any, count: int, *, allow_one: bool = True) -> list[Any]:
+    if value is None:
+        return [None] * count
+    if not isinstance(value, list | tuple):
+        if allow_one:
+            return [value] * count
+        raise OptionError(f"{name}: expected a list with one entry per prompt ({count}), "
+                          f"got {type(value).__name__}")
+    if len(value) != count:
+        raise OptionError(f"{name}: expected one entry per prompt ({count}), got {len(value)}")
+    return list(value)
+
+
+def _require_room(what: str, needed: int, option: str, limit: int) -> None:
+    if needed > limit:
+        raise CapacityError(f"{what}: the prompt needs {needed}, but {option} = {limit}")
+
+

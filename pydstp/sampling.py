@@ -1,0 +1,100 @@
+"""From one row of logits to the next token. Pure functions: no state, no global generator."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pydstp.config import SamplingParams
+from pydstp.errors import PydstpError
+from pydstp.generation import TokenLogprob
+
+
+def sample(logits: np.ndarray, params: SamplingParams, *, prompt_ids: list[int],
+           new_ids: list[int], blocked_ids: list[int], draw_key: tuple[int, int]) -> int:
+    """The next token of one sequence.
+
+    Args:
+        logits: [vocab_size] float32, not modified.
+        params: resolved sampling parameters (`SamplingParams.resolve`).
+        prompt_ids: tokens of the prompt, for the repetition penalty.
+        new_ids: tokens written so far, for both penalties and the index of the draw.
+        blocked_ids: tokens that must not come (end tokens before `min_new_tokens`).
+        draw_key: (seed, request index).
+
+    Returns:
+        The token id. Equal logits go to the lowest id.
+    """
+    logits = penalised(logits, params, prompt_ids, new_ids, blocked_ids)
+    if params.temperature == 0.0:
+        token_id = int(logits.argmax())
+        if not np.isfinite(logits[token_id]):
+            raise PydstpError(f"logits: expected finite values, got {logits[token_id]} at token "
+                              f"{token_id}: the model's activations overflowed")
+        return token_id
+    token_ids, probabilities = distribution(logits, params)
+    uniform = keyed_uniform(*draw_key, len(new_ids))
+    cumulative = np.cumsum(probabilities, dtype=np.float64)
+    index = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
+    return int(token_ids[min(index, len(token_ids) - 1)])
+
+
+def penalised(logits: np.ndarray, params: SamplingParams, prompt_ids: list[int],
+              new_ids: list[int], blocked_ids: list[int]) -> np.ndarray:
+    """Logits [vocab_size] after penalties and blocked tokens; the input itself if none apply."""
+    repetition, presence = params.repetition_penalty, params.presence_penalty
+    if repetition == 1.0 and (presence == 0.0 or not new_ids) and not blocked_ids:
+        return logits
+    logits = logits.copy()
+    if repetition != 1.0:
+        seen = np.unique(np.asarray(prompt_ids + new_ids, dtype=np.int64))
+        logits[seen] = np.where(logits[seen] > 0, logits[seen] / repetition,
+                                logits[seen] * repetition)
+    if presence != 0.0 and new_ids:
+        logits[np.unique(np.asarray(new_ids, dtype=np.int64))] -= presence
+    logits[blocked_ids] = -np.inf
+    return logits
+
+
+def distribution(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens that survive top-k, top-p and min-p, most likely first, and their probabilities.
+
+    Returns:
+        (token_ids [n] int64, probabilities [n] float64); probabilities need not sum to 1.
+    """
+    token_ids = np.arange(len(logits))
+    if 0 < params.top_k < len(logits):
+        # A superset of the k best (ties at the border included), so that the stable sort decides.
+        border = np.partition(logits, -params.top_k)[-params.top_k]
+        token_ids = np.flatnonzero(logits >= border)
+    order = np.argsort(-logits[token_ids], kind="stable")
+    token_ids = token_ids[order][:params.top_k or None]
+    scaled = logits[token_ids].astype(np.float64) / params.temperature
+    if not np.isfinite(scaled[0]) or np.isnan(scaled[-1]):
+        raise PydstpError("logits: expected finite values, got NaN or infinity: "
+                          "the model's activations overflowed")
+    probabilities = np.exp(scaled - scaled[0])
+    probabilities /= probabilities.sum()
+    if params.top_p < 1.0:
+        before = np.cumsum(probabilities) - probabilities
+        keep = int((before < params.top_p).sum())
+        token_ids, probabilities = token_ids[:keep], probabilities[:keep]
+    if params.min_p > 0.0:
+        keep = int((probabilities >= params.min_p * probabilities[0]).sum())
+        token_ids, probabilities = token_ids[:keep], probabilities[:keep]
+    return token_ids, probabilities
+
+
+def keyed_uniform(seed: int, request_idx: int, token_idx: int) -> float:
+    """A number in [0, 1) that depends on (seed, request, token index) and on nothing else."""
+    key = np.array([seed, request_idx], dtype=np.uint64)
+    generator = np.random.Philox(key=key, counter=[token_idx, 0, 0, 0])
+    return float(np.random.Generator(generator).random())
+
+
+def token_logprob(logits: np.ndarray, token_id: int, num_top: int) -> TokenLogprob:
+    """Log-probabilities of `token_id` and of the `num_top` best tokens; logits [vocab_size]."""
+    shifted = logits.astype(np.float64) - float(logits.max())
+    logprobs = shifted - np.log(np.exp(shifted).sum())
+    best = np.argsort(-logprobs, kind="stable")[:num_top]
+    top = tuple((int(i), float(logprobs[i])) for i in best)
+    return TokenLogprob(int(token_id), float(logprobs[token_id]), top)

@@ -1,0 +1,159 @@
+"""One request on its way: what it asks, where its cache rows are, what it has written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from pydstp.chat import EncodedPrompt, split_thinking
+from pydstp.config import SamplingParams
+from pydstp.generation import CancelToken, Generation, ImageInfo, Timings, TokenLogprob
+from pydstp.image import ProcessedImage
+from pydstp.sampling import sample, token_logprob
+from pydstp.tokenizer import StreamDecoder
+
+
+class AnswerText:
+    """The text of an answer, token by token, up to the first stop string."""
+
+    def __init__(self, decoder: StreamDecoder, stop: tuple[str, ...]) -> None:
+        self._decoder = decoder
+        self._stop = stop
+        self._held = ""
+        self.text = ""
+        self.stop_string: str | None = None
+
+    def push(self, token_id: int) -> str:
+        """Add a token; returns the text that is now certain (it may be empty)."""
+        return self._advance(self._decoder.push(token_id), is_last=False)
+
+    def finish(self) -> str:
+        """The end of the answer; returns what was held back."""
+        if self.stop_string is not None:
+            return ""
+        return self._advance(self._decoder.finish(), is_last=True)
+
+    def _advance(self, piece: str, *, is_last: bool) -> str:
+        self._held += piece
+        hits = [(self._held.find(stop), stop) for stop in self._stop if stop in self._held]
+        if hits:
+            position, self.stop_string = min(hits, key=lambda hit: hit[0])
+            ready, self._held = self._held[:position], ""
+        else:
+            split = len(self._held) - (0 if is_last else self._possible_stop_len())
+            ready, self._held = self._held[:split], self._held[split:]
+        self.text += ready
+        return ready
+
+    def _possible_stop_len(self) -> int:
+        """Characters at the end of the held text that could be the beginning of a stop string."""
+        longest = max(map(len, self._stop), default=1) - 1
+        for length in range(min(longest, len(self._held)), 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self._stop):
+                return length
+        return 0
+
+
+@dataclass
+class Sequence:
+    """A prepared request and its progress.
+
+    Attributes:
+        prompt: token ids of the whole prompt and where its pictures lie.
+        images: one per picture of the prompt, in order.
+        sampling: resolved parameters; max_new_tokens is set.
+        eos_ids: tokens that end an answer.
+        draw_key: (seed, request index) of the draws.
+        num_cached: leading tokens of the prompt that are in the cache already.
+        seq_idx: the cache sequence, None while it waits for one.
+        next_position: position of the next token on all axes (not the number of tokens: a
+            picture takes fewer positions than tokens).
+    """
+
+    prompt: EncodedPrompt
+    images: list[ProcessedImage]
+    sampling: SamplingParams
+    eos_ids: tuple[int, ...]
+    draw_key: tuple[int, int]
+    answer: AnswerText
+    cancel: CancelToken = field(default_factory=CancelToken)
+    num_cached: int = 0
+    seq_idx: int | None = None
+    next_position: int = 0
+    new_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    timings: Timings = field(default_factory=Timings)
+    started: float = field(default_factory=time.perf_counter)
+    first_token_at: float = 0.0
+    last_token_at: float = 0.0
+
+    def is_visual(self) -> torch.Tensor:
+        """[num_prompt_tokens] bool: True where a token stands for a part of a picture."""
+        mask = torch.zeros(len(self.prompt.input_ids), dtype=torch.bool)
+        for start, length in self.prompt.image_spans:
+            mask[start:start + length] = True
+        return mask
+
+    def choose(self, logits: np.ndarray) -> str:
+        """Write the next token, chosen from logits [vocab_size] float32; returns certain text."""
+        params = self.sampling
+        blocked = list(self.eos_ids) if len(self.new_ids) < params.min_new_tokens else []
+        token_id = sample(logits, params, prompt_ids=self.prompt.input_ids, new_ids=self.new_ids,
+                          blocked_ids=blocked, draw_key=self.draw_key)
+        if params.logprobs is not None:
+            self.logprobs.append(token_logprob(logits, token_id, params.logprobs))
+        self.new_ids.append(token_id)
+        self._note_time()
+        piece = self.answer.push(token_id)
+        self._finish_if_done(token_id)
+        return piece + self.answer.finish() if self.finish_reason else piece
+
+    def finish_cancelled(self) -> None:
+        """End the request where it stands."""
+        self.finish_reason = "cancelled"
+        self.answer.finish()
+
+    def result(self) -> Generation:
+        """The finished request as its caller sees it."""
+        reasoning, text = self._split_reasoning()
+        timings = self.timings
+        timings.total_ms = 1e3 * (time.perf_counter() - self.started)
+        num_visual = sum(length for _, length in self.prompt.image_spans)
+        return Generation(
+            text=text, reasoning=reasoning, token_ids=self.new_ids,
+            finish_reason=self.finish_reason or "cancelled", stop_reason=self.stop_reason,
+            prompt_tokens=len(self.prompt.input_ids), cached_tokens=self.num_cached,
+            visual_tokens=num_visual, visible_tokens=num_visual, resident_tokens=num_visual,
+            images=tuple(ImageInfo(image.original_size, image.resized, image.num_tokens,
+                                   image.shrunk) for image in self.images),
+            logprobs=self.logprobs if self.sampling.logprobs is not None else None,
+            seed=self.draw_key[0] if self.sampling.temperature else None, timings=timings)
+
+    def _split_reasoning(self) -> tuple[str | None, str]:
+        reasoning, text = split_thinking(self.answer.text)
+        is_cut_off = reasoning is None and self.prompt.text.rstrip().endswith("<think>")
+        return (text.strip(), "") if is_cut_off else (reasoning, text)
+
+    def _note_time(self) -> None:
+        now = time.perf_counter()
+        if len(self.new_ids) == 1:
+            self.first_token_at = now
+            self.timings.time_to_first_token_ms = 1e3 * (now - self.started)
+        else:
+            gap_ms = 1e3 * (now - self.last_token_at)
+            self.timings.longest_gap_ms = max(self.timings.longest_gap_ms, gap_ms)
+            self.timings.decode_ms = 1e3 * (now - self.first_token_at)
+        self.last_token_at = now
+
+    def _finish_if_done(self, token_id: int) -> None:
+        if self.answer.stop_string is not None:
+            self.finish_reason, self.stop_reason = "stop", self.answer.stop_string
+        elif token_id in self.eos_ids and not self.sampling.ignore_eos:
+            self.finish_reason, self.stop_reason = "stop", token_id
+        elif len(self.new_ids) >= self.sampling.max_new_tokens:
+            self.finish_reason = "length"
