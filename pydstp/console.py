@@ -1,0 +1,89 @@
+"""What the commands share at the terminal: progress, Ctrl-C, and which stream a line goes to."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pydstp.errors import PydstpError
+
+if TYPE_CHECKING:
+    from pydstp.generation import CancelToken, Generation
+
+
+def loading_bar() -> Callable[[int, int], None]:
+    """A progress callback (tensors done, tensors in all): a bar, if stderr is a terminal."""
+    from tqdm import tqdm
+
+    bar = tqdm(desc="loading", unit=" tensors", leave=False, delay=0.5, disable=None)
+
+    def update(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+
+    return update
+
+
+@contextmanager
+def cancelled_by_ctrl_c() -> Iterator[CancelToken]:
+    """Ctrl-C cancels the answer being written; pressed again before that, it ends the program."""
+    from pydstp.generation import CancelToken
+
+    cancel = CancelToken()
+
+    def handle(_signal: int, _frame: object) -> None:
+        if cancel.is_cancelled:
+            raise KeyboardInterrupt
+        cancel.cancel()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield cancel
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def report(error: PydstpError) -> None:
+    """One line on stderr."""
+    print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal, not part of the answer."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def write(pieces: Iterator[str]) -> None:
+    """Print the answer as it comes."""
+    is_mid_line = False
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+            is_mid_line = True
+    finally:
+        if is_mid_line:
+            print(flush=True)
+
+
+def summary(generation: Generation) -> str:
+    """What the answer cost, and what was done to its pictures, for stderr."""
+    timings = generation.timings
+    lines = [f"{len(generation.token_ids)} tokens, first after "
+             f"{timings.time_to_first_token_ms:.0f} ms, then {generation.ms_per_token:.1f} ms "
+             f"each; prompt of {generation.prompt_tokens} tokens, "
+             f"{generation.visual_tokens} of them visual ({generation.finish_reason})"]
+    for number, image in enumerate(generation.images, 1):
+        if image.shrunk:
+            lines.append(f"note: picture {number} was shrunk from {size(image.original_size)} to "
+                         f"{size(image.resized)} pixels; --max-pixels sets the limit")
+    return "\n".join(lines)
+
+
+def size(width_height: tuple[int, int]) -> str:
+    """(640, 480) -> `640 x 480`."""
+    return " x ".join(map(str, width_height))
