@@ -1,0 +1,261 @@
+"""From a picture to the rows of the patch embedding, as Qwen3-VL's processor makes them.
+
+Source: transformers 5.23, models/qwen2_vl/image_processing_pil_qwen2_vl.py (Qwen3-VL shares the
+processor of Qwen2-VL), equal to it value by value where both resize with the same Pillow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import astuple, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pydstp.config import CPU_MAX_PIXELS
+from pydstp.errors import CheckpointError, ImageError, OptionError
+from pydstp.image_source import load_image
+from pydstp.json_file import read_json
+from pydstp.models.config_reader import Section
+
+__all__ = ["ImageProcessor", "ProcessedImage", "feature_key", "load_image", "smart_resize"]
+
+MAX_ASPECT_RATIO = 200
+FILES = ("preprocessor_config.json", "processor_config.json")
+_PROCESSOR_TYPES = tuple(
+    f"{family}ImageProcessor{backend}"
+    for family in ("Qwen2VL", "Qwen3VL") for backend in ("", "Fast", "Pil"))
+_BICUBIC = 3
+
+
+@dataclass(frozen=True)
+class ProcessedImage:
+    """One picture, ready for the vision tower.
+
+    Attributes:
+        patches: [grid_h * grid_w, 3 * temporal_patch_size * patch_size ** 2] float32. Rows in
+            merge-block order (block row, block column, row in block, column in block), columns
+            in (channel, frame, row, column) order; the frames of a still picture are equal.
+        grid: (grid_h, grid_w), counted in patches.
+        num_tokens: visual tokens, grid_h * grid_w / merge_size ** 2.
+        original_size: (width, height) of the picture as it came, turned upright.
+        resized: (width, height) that the patches cover.
+        shrunk: True if `max_pixels` made the picture smaller.
+    """
+
+    patches: torch.Tensor
+    grid: tuple[int, int]
+    num_tokens: int
+    original_size: tuple[int, int]
+    resized: tuple[int, int]
+    shrunk: bool
+
+
+def smart_resize(height: int, width: int, *, factor: int, min_pixels: int,
+                 max_pixels: int) -> tuple[int, int]:
+    """The size a picture is resized to: multiples of `factor`, area within the two limits.
+
+    Both sides are rounded half to even. Outside the limits they are scaled together, from the
+    original size, and rounded towards the inside; each side stays at least `factor`.
+
+    Returns:
+        (height, width) in pixels.
+
+    Raises:
+        ImageError: one side is more than 200 times the other.
+    """
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ImageError(f"image: expected sides within a ratio of {MAX_ASPECT_RATIO}, "
+                         f"got {width} x {height} pixels")
+    new_height = round(height / factor) * factor
+    new_width = round(width / factor) * factor
+    if new_height * new_width > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        new_height = max(factor, math.floor(height / shrink / factor) * factor)
+        new_width = max(factor, math.floor(width / shrink / factor) * factor)
+    elif new_height * new_width < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * grow / factor) * factor
+        new_width = math.ceil(width * grow / factor) * factor
+    return new_height, new_width
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """How one checkpoint wants its pictures.
+
+    Attributes:
+        patch_size, temporal_patch_size, merge_size: pixels of a patch's side, frames of a patch,
+            patches of a merged token's side.
+        min_pixels, max_pixels: limits of the area a picture is resized into.
+        mean, std: per channel (R, G, B), in units of the rescaled values.
+        rescale_factor: applied to the 8-bit values first.
+    """
+
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    min_pixels: int
+    max_pixels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    rescale_factor: float
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | Path, *, min_pixels: int | None = None,
+        max_pixels: int | Literal["checkpoint"] | None = None, device: str = "cpu",
+    ) -> ImageProcessor:
+        """Read preprocessor_config.json, or the `image_processor` part of processor_config.json.
+
+        Args:
+            path: the checkpoint folder.
+            min_pixels: None takes the file's limit, or `max_pixels` where that is smaller.
+            max_pixels: None takes the file's limit, on the CPU at most 1.3 megapixels;
+                "checkpoint" takes the file's limit on every device.
+            device: where the vision tower will run.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, or contradicts config.json.
+            UnsupportedModelError: another kind of processor, or a step that is switched off.
+            OptionError: a limit that is no positive integer, or min_pixels > max_pixels.
+        """
+        section = _processor_section(Path(path))
+        _refuse_unsupported(section)
+        file_min, file_max = _file_limits(section)
+        largest = _largest(max_pixels, file_min, file_max, device)
+        smallest = min(file_min, largest) if min_pixels is None else min_pixels
+        _require_limits(smallest, largest)
+        processor = cls(
+            patch_size=section.integer("patch_size"), merge_size=section.integer("merge_size"),
+            temporal_patch_size=section.integer("temporal_patch_size"),
+            min_pixels=smallest, max_pixels=largest,
+            mean=_per_channel(section, "image_mean"), std=_per_channel(section, "image_std"),
+            rescale_factor=section.positive("rescale_factor")
+            if section.has("rescale_factor") else 1 / 255)
+        _check_against_model(processor, section, Path(path))
+        return processor
+
+    def preprocess(self, image: Image.Image) -> ProcessedImage:
+        """Resize, normalise and cut a picture into patch rows.
+
+        Args:
+            image: an RGB image, as `load_image` returns it.
+
+        Raises:
+            ImageError: not an RGB image, or one side is more than 200 times the other.
+        """
+        if not isinstance(image, Image.Image) or image.mode != "RGB":
+            found = getattr(image, "mode", type(image).__name__)
+            raise ImageError(f"image: expected a PIL image in mode RGB, got {found}")
+        width, height = image.size
+        factor = self.patch_size * self.merge_size
+        new_height, new_width = smart_resize(
+            height, width, factor=factor, min_pixels=self.min_pixels, max_pixels=self.max_pixels)
+        resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+        grid = new_height // self.patch_size, new_width // self.patch_size
+        rounded_area = round(height / factor) * round(width / factor) * factor**2
+        return ProcessedImage(
+            patches=torch.from_numpy(self._patch_rows(np.asarray(resized), grid)), grid=grid,
+            num_tokens=grid[0] * grid[1] // self.merge_size**2, original_size=(width, height),
+            resized=(new_width, new_height), shrunk=rounded_area > self.max_pixels)
+
+    @cached_property
+    def _value_of_level(self) -> np.ndarray:
+        """[3, 256] float32: what each 8-bit level becomes; rounded as the reference rounds."""
+        rescaled = (np.arange(256) * self.rescale_factor).astype(np.float32)
+        mean, std = (np.asarray(v, np.float32)[:, None] for v in (self.mean, self.std))
+        return (rescaled - mean) / std
+
+    def _patch_rows(self, pixels: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+        """[height, width, 3] uint8 -> [grid_h * grid_w, 3 * frames * patch_size ** 2] float32."""
+        merge, patch = self.merge_size, self.patch_size
+        blocks = pixels.reshape(grid[0] // merge, merge, patch, grid[1] // merge, merge, patch, 3)
+        levels = np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 6, 2, 5))
+        levels = levels.reshape(grid[0] * grid[1], 3, patch * patch)
+        rows = np.empty((grid[0] * grid[1], 3, self.temporal_patch_size, patch * patch), np.float32)
+        for channel, values in enumerate(self._value_of_level):
+            # mode="clip": a level always has an entry, and the check would cost half the time.
+            rows[:, channel] = np.take(values, levels[:, channel], mode="clip")[:, None]
+        return rows.reshape(grid[0] * grid[1], -1)
+
+
+def feature_key(image: Image.Image, processor: ImageProcessor) -> str:
+    """A key under which a picture's vision features may be kept and found again.
+
+    SHA-256 over the decoded pixels, their mode and size, and every processing parameter: pictures
+    that share bytes but differ in shape do not share a key.
+    """
+    parts = (image.mode, image.size, astuple(processor))
+    digest = hashlib.sha256(repr(parts).encode())
+    digest.update(b"\0")
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def _processor_section(folder: Path) -> Section:
+    for name in FILES:
+        if (folder / name).is_file():
+            section = Section(read_json(folder / name), str(folder / name))
+            return section if name == FILES[0] else section.section("image_processor")
+    raise CheckpointError(f"no image processor in {folder}: looked for {' and '.join(FILES)}")
+
+
+def _refuse_unsupported(section: Section) -> None:
+    if section.has("image_processor_type"):
+        section.choice("image_processor_type", _PROCESSOR_TYPES)
+    for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+        section.refuse(step, unless=(True,), reason="this step always runs")
+    section.refuse("resample", unless=(_BICUBIC,), reason=f"supported: {_BICUBIC}, bicubic")
+
+
+def _file_limits(section: Section) -> tuple[int, int]:
+    """Areas in pixels. Newer files call them shortest_edge and longest_edge, of `size`."""
+    size = section.section("size") if section.has("size") else section
+    limits = []
+    for new_name, old_name in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
+        if section.has(old_name):
+            limits.append(section.integer(old_name))
+        else:
+            limits.append(size.integer(old_name if size.has(old_name) else new_name))
+    return limits[0], limits[1]
+
+
+def _largest(max_pixels: Any, file_min: int, file_max: int, device: str) -> int:
+    if max_pixels == "checkpoint":
+        return file_max
+    if max_pixels is not None:
+        return max_pixels
+    return min(file_max, max(CPU_MAX_PIXELS, file_min)) if str(device) == "cpu" else file_max
+
+
+def _require_limits(min_pixels: Any, max_pixels: Any) -> None:
+    for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise OptionError(f"{name}: expected an integer >= 1, got {value!r}")
+    if min_pixels > max_pixels:
+        raise OptionError(f"min_pixels: expected at most max_pixels = {max_pixels}, "
+                          f"got {min_pixels}")
+
+
+def _per_channel(section: Section, key: str) -> tuple[float, ...]:
+    values = section.values.get(key)
+    numbers = isinstance(values, list) and all(
+        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    if not numbers or len(values) != 3 or (key == "image_std" and min(values) <= 0):
+        raise section.wrong(key, "a list of three numbers" + " > 0" * (key == "image_std"))
+    return tuple(map(float, values))
+
+
+def _check_against_model(processor: ImageProcessor, section: Section, folder: Path) -> None:
+    config = Section(read_json(folder / "config.json"), str(folder / "config.json"))
+    vision = config.section("vision_config")
+    for ours, theirs in (("patch_size", "patch_size"), ("merge_size", "spatial_merge_size"),
+                         ("temporal_patch_size", "temporal_patch_size")):
+        if getattr(processor, ours) != vision.integer(theirs):
+            raise section.wrong(ours, f"{vision.values[theirs]}, as {vision.where(theirs)} says")
