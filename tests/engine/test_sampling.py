@@ -108,13 +108,13 @@ def test_blocked_tokens_never_come():
     assert draw(logits, resolved(temperature=1.0), blocked=[8]) != 8
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("options", [dict(), dict(temperature=0.8, top_k=5)])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_logits_that_are_not_finite_are_an_error(temperature, value):
+def test_logits_that_are_not_finite_are_an_error(options, value):
     logits = random_logits(4)
     logits[11] = value
     with pytest.raises(PydstpError, match="finite"):
-        draw(logits, resolved(temperature=temperature))
+        draw(logits, resolved(**options))
 
 
 def test_logprobs_are_the_models_own():
