@@ -1,8 +1,65 @@
-"""pydstp: Qwen3-VL from safetensors, with visual tokens that can come back while it answers."""
+"""pydstp: Qwen3-VL from safetensors, with visual tokens that can come back while it answers.
 
+Public names are imported when they are first used, so that `import pydstp` costs nothing and the
+command line can prepare the process before torch is loaded.
+"""
+
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydstp.config import EngineConfig, SamplingParams
+    from pydstp.conversation import Chat, Turn
+    from pydstp.engine import Engine, Stream
+    from pydstp.errors import (
+        CancelledError,
+        CapacityError,
+        CheckpointError,
+        ImageError,
+        OptionError,
+        PromptError,
+        PydstpError,
+        UnsupportedModelError,
+    )
+    from pydstp.generation import CancelToken, Generation
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "config": ("EngineConfig", "SamplingParams"),
+    "conversation": ("Chat", "Turn"),
+    "engine": ("Engine", "Stream"),
+    "errors": ("CancelledError", "CapacityError", "CheckpointError", "ImageError", "OptionError",
+               "PromptError", "PydstpError", "UnsupportedModelError"),
+    "generation": ("CancelToken", "Generation"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [*_MODULE_OF, "demo_checkpoint"]
 
 _ROOT = Path(__file__).resolve().parent
 if not (_ROOT / "models").is_dir():
     # In a source tree the models live beside the package; an installed package holds them itself.
     __path__.append(str(_ROOT.parent))
+
+
+def demo_checkpoint() -> Path:
+    """The folder of the small trained checkpoint that ships with the package.
+
+    It has the architecture of Qwen3-VL and reads pictures of digits and arrows; see
+    `pydstp.tasks` for what it was trained on.
+    """
+    return _ROOT / "assets" / "demo"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'pydstp' has no attribute {name!r}")
+    value = getattr(import_module(f"pydstp.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULE_OF])
