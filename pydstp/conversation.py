@@ -9,6 +9,7 @@ from typing import Any
 from pydstp.config import SamplingParams
 from pydstp.errors import CancelledError, PydstpError
 from pydstp.generation import CancelToken, Generation
+from pydstp.image import ProcessedImage
 from pydstp.kv_cache import KVCache
 from pydstp.preparation import Preparation
 from pydstp.scheduler import Scheduler
@@ -33,8 +34,9 @@ class Chat:
         self._cache = cache
         self._seq_idx: int | None = scheduler.acquire(CancelToken(), is_chat=True)
         self._cached_ids: list[int] = []
-        self._images: list[Any] = []
-        self._turn = 0
+        self._images: list[ProcessedImage] = []
+        self._num_turns = 0
+        self._running: Iterator[str | Generation] | None = None
         self.messages: list[dict[str, Any]] = []
         if system is not None:
             self.messages.append({"role": "system", "content": system})
@@ -53,12 +55,12 @@ class Chat:
     def stream(self, prompt: str, image: Any = None, sampling: SamplingParams | None = None, *,
                cancel: CancelToken | None = None) -> Turn:
         """As `send`, piece by piece; `generation` on the result holds the answer at the end."""
-        if self._seq_idx is None:
-            raise PydstpError("chat: expected an open chat, got one that was closed")
-        return Turn(self, prompt, image, sampling, cancel)
+        return Turn(self, self._start(prompt, image, sampling, cancel))
 
     def close(self) -> None:
-        """Give the cache sequence back; calling it again changes nothing."""
+        """End a turn that is half read and give the cache sequence back; idempotent."""
+        if self._running is not None:
+            self._end(self._running)
         if self._seq_idx is not None:
             self._scheduler.release(self._seq_idx)
             self._seq_idx = None
@@ -69,24 +71,28 @@ class Chat:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _prepare(self, message: dict[str, Any], images: list[Any],
-                 sampling: SamplingParams | None, cancel: CancelToken | None) -> Sequence:
+    def _start(self, prompt: str, image: Any, sampling: SamplingParams | None,
+               cancel: CancelToken | None) -> Iterator[str | Generation]:
+        """Check the turn, take the chat, and run it as far as its first piece is asked for."""
+        if self._seq_idx is None:
+            raise PydstpError("chat: expected an open chat, got one that was closed")
+        if self._running is not None:
+            raise PydstpError("chat: a turn is still running; read it to its end or close it")
+        images = self._preparation.read_images(image)
+        content = [{"type": "image"} for _ in images] + [{"type": "text", "text": prompt}]
+        message = {"role": "user", "content": content if images else prompt}
         seq = self._preparation.request([*self.messages, message], self._images + images,
-                                        sampling, cancel, self._turn)
-        seq.seq_idx = self._seq_idx
-        seq.num_cached = _shared_len(self._cached_ids, seq)
-        self._rewind(seq.num_cached)
-        return seq
+                                        sampling, cancel, self._num_turns)
+        self._running = self._run(seq, message, images)
+        return self._running
 
-    def _rewind(self, num_tokens: int) -> None:
-        self._cache.rewind(self._seq_idx, self._cache.mark_at(self._seq_idx, num_tokens))
-        self._cached_ids = self._cached_ids[:num_tokens]
-
-    def _run(self, message: dict[str, Any], images: list[Any], sampling: SamplingParams | None,
-             cancel: CancelToken | None) -> Iterator[str | Generation]:
+    def _run(self, seq: Sequence, message: dict[str, Any],
+             images: list[ProcessedImage]) -> Iterator[str | Generation]:
         """Yield the pieces of one turn, then its `Generation`; keep the turn if it ends well."""
-        seq = self._prepare(message, images, sampling, cancel)
         try:
+            seq.seq_idx = self._seq_idx
+            seq.num_cached = _shared_len(self._cached_ids, seq)
+            self._rewind(seq.num_cached)
             with closing(self._scheduler.run([seq])) as pieces:
                 for _, piece in pieces:
                     yield piece
@@ -96,24 +102,36 @@ class Chat:
         except BaseException:
             self._rewind(seq.num_cached)
             raise
+        finally:
+            self._running = None
         # The last token was written but never fed back, so it has no row in the cache.
         self._cached_ids = seq.prompt.input_ids + seq.new_ids[:-1]
         self._images += images
-        self._turn += 1
+        self._num_turns += 1
         self.messages += [message, {"role": "assistant", "content": generation.text}]
         yield generation
+
+    def _end(self, pieces: Iterator[str | Generation]) -> None:
+        """End a turn that may be unread, half read or over."""
+        try:
+            pieces.close()
+        except ValueError:
+            raise PydstpError("chat: the turn is being read by another thread; "
+                              "cancel it instead") from None
+        if self._running is pieces:
+            self._running = None
+
+    def _rewind(self, num_tokens: int) -> None:
+        self._cache.rewind(self._seq_idx, self._cache.mark_at(self._seq_idx, num_tokens))
+        self._cached_ids = self._cached_ids[:num_tokens]
 
 
 class Turn:
     """Pieces of one answer of a chat as they become certain."""
 
-    def __init__(self, chat: Chat, prompt: str, image: Any, sampling: SamplingParams | None,
-                 cancel: CancelToken | None) -> None:
-        images = [] if image is None else image
-        images = list(images) if isinstance(images, list | tuple) else [images]
-        content = [{"type": "image"} for _ in images] + [{"type": "text", "text": prompt}]
-        message = {"role": "user", "content": content if images else prompt}
-        self._pieces = chat._run(message, images, sampling, cancel)
+    def __init__(self, chat: Chat, pieces: Iterator[str | Generation]) -> None:
+        self._chat = chat
+        self._pieces = pieces
         self.generation: Generation | None = None
 
     def __iter__(self) -> Turn:
@@ -128,8 +146,8 @@ class Turn:
         raise StopIteration
 
     def close(self) -> None:
-        """Stop the turn where it stands; the conversation is as before it."""
-        self._pieces.close()
+        """Stop the turn where it stands; unless it was over, the chat is as before it."""
+        self._chat._end(self._pieces)
 
 
 def _shared_len(cached_ids: list[int], seq: Sequence) -> int:

@@ -41,8 +41,8 @@ class Preparation:
             ImageError, PromptError, CapacityError, OptionError: see the message.
         """
         started = time.perf_counter()
-        messages, images = chat.to_messages(prompt, self._as_list(images))
-        processed = [self._read(source) for source in images]
+        messages, images = chat.to_messages(prompt, as_list(images))
+        processed = self.read_images(images)
         encoded = chat.build_prompt(self._template, self.tokenizer, messages,
                                     [picture.num_tokens for picture in processed])
         params = (sampling or SamplingParams()).resolve(self._generation_config)
@@ -55,13 +55,18 @@ class Preparation:
         seq.timings.preprocess_ms = 1e3 * (time.perf_counter() - started)
         return seq
 
-    def _as_list(self, images: Any) -> list[Any]:
-        images = [] if images is None else images
-        images = list(images) if isinstance(images, list | tuple) else [images]
-        if len(images) > self._config.max_images:
+    def read_images(self, sources: Any) -> list[image.ProcessedImage]:
+        """None, one picture or a list of them, read and resized (those already so stay as is).
+
+        Raises:
+            ImageError, CapacityError: see the message.
+        """
+        sources = as_list(sources)
+        if len(sources) > self._config.max_images:
             raise CapacityError(f"image: expected at most max_images = {self._config.max_images} "
-                                f"pictures, got {len(images)}")
-        return images
+                                f"pictures, got {len(sources)}")
+        return [source if isinstance(source, image.ProcessedImage) else self._read(source)
+                for source in sources]
 
     def _read(self, source: Any) -> image.ProcessedImage:
         picture = image.load_image(source, max_image_pixels=self._config.max_image_pixels)
@@ -131,6 +136,12 @@ def end_tokens(generation_config: dict[str, Any], tokenizer: Tokenizer) -> tuple
         ids = [tokenizer.token_id("<|im_end|>")]
     ids = ids if isinstance(ids, list) else [ids]
     return tuple(dict.fromkeys(ids))
+
+
+def as_list(images: Any) -> list[Any]:
+    """None, one picture or several, as a list."""
+    images = [] if images is None else images
+    return list(images) if isinstance(images, list | tuple) else [images]
 
 
 def _spread(name: str, value: Any, count: int, *, allow_one: bool = True) -> list[Any]:

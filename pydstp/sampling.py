@@ -25,12 +25,11 @@ def sample(logits: np.ndarray, params: SamplingParams, *, prompt_ids: list[int],
         The token id. Equal logits go to the lowest id.
     """
     logits = penalised(logits, params, prompt_ids, new_ids, blocked_ids)
+    if not np.isfinite(logits.max()):
+        raise PydstpError(f"logits: expected finite values, got {logits.max()}: "
+                          f"the model's activations overflowed")
     if params.temperature == 0.0:
-        token_id = int(logits.argmax())
-        if not np.isfinite(logits[token_id]):
-            raise PydstpError(f"logits: expected finite values, got {logits[token_id]} at token "
-                              f"{token_id}: the model's activations overflowed")
-        return token_id
+        return int(logits.argmax())
     token_ids, probabilities = distribution(logits, params)
     uniform = keyed_uniform(*draw_key, len(new_ids))
     cumulative = np.cumsum(probabilities, dtype=np.float64)
@@ -69,9 +68,6 @@ def distribution(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray
     order = np.argsort(-logits[token_ids], kind="stable")
     token_ids = token_ids[order][:params.top_k or None]
     scaled = logits[token_ids].astype(np.float64) / params.temperature
-    if not np.isfinite(scaled[0]) or np.isnan(scaled[-1]):
-        raise PydstpError("logits: expected finite values, got NaN or infinity: "
-                          "the model's activations overflowed")
     probabilities = np.exp(scaled - scaled[0])
     probabilities /= probabilities.sum()
     if params.top_p < 1.0:
