@@ -60,7 +60,9 @@ class Engine:
         self.dtype = weights.resolve_dtype(checkpoint, dtype)
         geometry = _cache_geometry(self.model_config, config)
         weights.check_memory(checkpoint, self.model_config, self.dtype,
-                             geometry.kv_bytes(self.dtype))
+                             geometry.kv_bytes(self.dtype),
+                             max_visual_tokens=config.max_visual_tokens,
+                             max_text_tokens=config.max_text_tokens)
         self._preparation = _open_preparation(checkpoint, self.model_config, config)
         model = weights.load_model(checkpoint, self.model_config, self.dtype, progress)
         self._cache = KVCache(geometry, self.dtype)
