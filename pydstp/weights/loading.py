@@ -1,0 +1,190 @@
+"""From the tensors of a checkpoint to the parameters of a model, one block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from pydstp.errors import CheckpointError, OptionError, UnsupportedModelError
+from pydstp.models import name_map
+from pydstp.models.config import VLMConfig
+from pydstp.models.name_map import NAME_MAPS, NameMap, Placement
+from pydstp.models.registry import build_model
+from pydstp.weights.checkpoint import Checkpoint, join, some
+from pydstp.weights.safetensors_file import WEIGHT_DTYPES, MappedFile, TensorInfo
+
+BLOCK_BYTES = 8 << 20  # of one copy; what a block used of the file is given back after it
+LARGE_MODEL = 1_000_000_000  # parameters; from here on "auto" keeps half precision
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+Progress = Callable[[int, int], None]
+
+
+def load_model(checkpoint: Checkpoint, config: VLMConfig, dtype: torch.dtype,
+               progress: Progress | None = None) -> nn.Module:
+    """The model with its weights, on the CPU.
+
+    The head is a tensor of its own where the checkpoint has one, otherwise the embedding table.
+    Beside the weights, memory holds one block (`BLOCK_BYTES`, or one row where that is more).
+
+    Args:
+        dtype: bfloat16 or float32; every parameter has it, whatever the file holds.
+        progress: called as `progress(tensors_done, tensors_total)`.
+
+    Raises:
+        UnsupportedModelError: the tensors are quantised, or of something else than this family.
+        CheckpointError: tensors are missing, left over, doubled, of a wrong shape, or hold NaN or
+            infinite values; the message names them.
+    """
+    plan = plan_loading(checkpoint, config)
+    if plan.problems:
+        error = UnsupportedModelError if plan.is_refused else CheckpointError
+        raise error(f"{checkpoint.path}: {join(plan.problems)}")
+    parameters = _materialise(plan.model, dtype)
+    done, total = 0, len(plan.tensors)
+    in_file_order = sorted(plan.tensors, key=lambda pair: (pair[0].file, pair[0].offset))
+    for path, tensors in groupby(in_file_order, key=lambda pair: pair[0].file):
+        file = MappedFile(path)
+        for info, place in tensors:
+            _copy(file, info, parameters[place.target][place.index], place.transposed)
+            done += 1
+            if progress is not None:
+                progress(done, total)
+    return plan.model
+
+
+def resolve_dtype(checkpoint: Checkpoint, dtype: str = "auto") -> torch.dtype:
+    """The dtype that weights are held in.
+
+    "auto" keeps half precision for models of a billion parameters and more, as bfloat16 also where
+    the file is float16 (the vision tower overflows float16), and is float32 otherwise.
+    """
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise OptionError(f"dtype: expected 'auto', 'bfloat16' or 'float32', got {dtype!r}")
+        return DTYPES[dtype]
+    half = sum(info.numel for info in checkpoint.tensors.values() if info.dtype in ("BF16", "F16"))
+    total = num_parameters(checkpoint)
+    return torch.bfloat16 if total >= LARGE_MODEL and 2 * half > total else torch.float32
+
+
+def num_parameters(checkpoint: Checkpoint) -> int:
+    """Numbers in all tensors that a model keeps."""
+    tensors = checkpoint.tensors.items()
+    return sum(info.numel for name, info in tensors if not name_map.is_ignored(name))
+
+
+@dataclass(frozen=True)
+class LoadingPlan:
+    """Which tensor fills which place, and what is wrong with that.
+
+    model: on the meta device. is_refused: the problems are of kinds that are not supported.
+    """
+
+    model: nn.Module
+    tensors: list[tuple[TensorInfo, Placement]]
+    problems: list[str]
+    is_refused: bool
+    is_tied: bool
+
+
+def plan_loading(checkpoint: Checkpoint, config: VLMConfig) -> LoadingPlan:
+    """Match the tensors of a checkpoint with the parameters of its model; reads no weights."""
+    names = NAME_MAPS[config.model_type]
+    refused = _refusals(checkpoint.tensors.values())
+    found, problems = _normalise(checkpoint, names)
+    is_tied = names.head not in found
+    model = _build(config, is_tied, len(found))
+    parameters = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    shapes = {name: info.shape for name, info in found.items()}
+    places = {p.name: p for p in name_map.placements(config, names, parameters, shapes)}
+    tensors = [(found[name], place) for name, place in places.items() if name in found]
+    if not refused:
+        problems += _differences(places, found, names) + _wrong_shapes(tensors)
+    return LoadingPlan(model, tensors, refused or problems, bool(refused), is_tied)
+
+
+def _build(config: VLMConfig, is_tied: bool, num_tensors: int) -> nn.Module:
+    """The model on the meta device, unless config.json asks for one of absurd size."""
+    layers = config.text.num_layers + config.vision.depth
+    if layers > num_tensors:
+        raise CheckpointError(f"config.json: expected fewer layers than there are tensors "
+                              f"({num_tensors}), got {layers}")
+    try:
+        return build_model(config, tied=is_tied)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"config.json: no tensors of these sizes ({reason})") from None
+
+
+def _refusals(tensors: Iterable[TensorInfo]) -> list[str]:
+    reasons: dict[str, list[str]] = {}
+    for info in tensors:
+        reason = name_map.refusal(info.name)
+        if reason is None and info.dtype not in WEIGHT_DTYPES:
+            is_ignored = name_map.is_ignored(info.name)
+            reason = None if is_ignored else f"{info.dtype} weights"
+        if reason is not None:
+            reasons.setdefault(reason, []).append(info.name)
+    return [f"{reason} are not supported; tensors: {some(names)}"
+            for reason, names in reasons.items()]
+
+
+def _normalise(checkpoint: Checkpoint,
+               names: NameMap) -> tuple[dict[str, TensorInfo], list[str]]:
+    found: dict[str, TensorInfo] = {}
+    problems = []
+    for name, info in checkpoint.tensors.items():
+        if name_map.is_ignored(name):
+            continue
+        ours = name_map.normalise(name, names)
+        if ours in found:
+            problems.append(f"two tensors for one place: {found[ours].name} and {name}")
+        found[ours] = info
+    return found, problems
+
+
+def _differences(places: Iterable[str], found: dict[str, TensorInfo],
+                 names: NameMap) -> list[str]:
+    problems = []
+    if missing := set(places) - found.keys():
+        published = (names.published + name for name in missing)
+        problems.append(f"{len(missing)} tensors are missing: {some(published)}")
+    if extra := found.keys() - set(places):
+        left_over = (found[name].name for name in extra)
+        problems.append(f"{len(extra)} tensors have no place in the model: {some(left_over)}")
+    return problems
+
+
+def _wrong_shapes(tensors: list[tuple[TensorInfo, Placement]]) -> list[str]:
+    wrong = [f"{info.name}: expected {list(place.shape)}, got {list(info.shape)}"
+             for info, place in tensors if info.shape != place.shape]
+    return [f"{len(wrong)} tensors have a wrong shape: {some(wrong)}"] if wrong else []
+
+
+def _materialise(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Give every parameter memory of its own, which is taken up as it is written to."""
+    for module in model.modules():
+        for name, meta in module.named_parameters(recurse=False):
+            data = torch.empty(meta.shape, dtype=dtype)
+            module.register_parameter(name, nn.Parameter(data, requires_grad=False))
+    return dict(model.named_parameters())
+
+
+def _copy(file: MappedFile, info: TensorInfo, place: Tensor, transposed: bool) -> None:
+    """Convert a tensor into its place, of equal or (transposed) turned shape."""
+    num_rows = info.shape[0]
+    step = max(1, BLOCK_BYTES * num_rows // max(1, info.num_bytes))
+    for start in range(0, num_rows, step):
+        stop = min(start + step, num_rows)
+        rows, target = file.rows(info, start, stop), place[start:stop]
+        target.copy_(rows.transpose(-1, -2) if transposed else rows)
+        lowest, highest = torch.aminmax(target)  # in cache still; NaN wins, infinity shows
+        if not torch.isfinite(lowest) or not torch.isfinite(highest):
+            raise CheckpointError(f"{info.file}: tensor {info.name} holds NaN or infinite values "
+                                  f"({info.dtype}, read as {place.dtype})")
+        file.release(info, start, stop)

@@ -1,0 +1,134 @@
+"""How much memory a checkpoint needs, against what this process can get."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pydstp.errors import CapacityError
+from pydstp.models.config import VLMConfig
+from pydstp.weights.checkpoint import Checkpoint
+from pydstp.weights.loading import BLOCK_BYTES, num_parameters
+
+GIB = 1 << 30
+PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that an engine takes. workspace: activations of the longest prompt, at their peak."""
+
+    weights_bytes: int
+    cache_bytes: int
+    workspace_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.cache_bytes + self.workspace_bytes
+
+
+def estimate_memory(checkpoint: Checkpoint, config: VLMConfig, dtype: torch.dtype,
+                    cache_bytes: int, *, max_visual_tokens: int = 4096,
+                    max_text_tokens: int = 4096) -> MemoryEstimate:
+    """Memory of one engine, from headers and sizes alone.
+
+    cache_bytes: keys and values of all sequences. The token limits are those of one sequence.
+    """
+    decoder = _decoder_row(config) * (max_visual_tokens + max_text_tokens)
+    tower = _tower_row(config) * max_visual_tokens * config.vision.merge_unit
+    workspace = max(decoder, tower) * dtype.itemsize + 4 * config.text.vocab_size
+    return MemoryEstimate(num_parameters(checkpoint) * dtype.itemsize, cache_bytes,
+                          workspace + BLOCK_BYTES)
+
+
+def check_memory(checkpoint: Checkpoint, config: VLMConfig, dtype: torch.dtype,
+                 cache_bytes: int, **limits: int) -> MemoryEstimate:
+    """The estimate, if it fits.
+
+    Raises:
+        CapacityError: more is needed than is available; the message gives the numbers.
+    """
+    estimate = estimate_memory(checkpoint, config, dtype, cache_bytes, **limits)
+    available = available_memory()
+    if available is not None and estimate.total_bytes > available:
+        raise CapacityError(too_large(estimate, available))
+    return estimate
+
+
+def too_large(estimate: MemoryEstimate, available: int) -> str:
+    """The message for an engine that does not fit."""
+    sizes = (estimate.total_bytes, estimate.weights_bytes, estimate.cache_bytes,
+             estimate.workspace_bytes, available)
+    return ("memory: {:.2f} GiB are needed (weights {:.2f}, cache {:.2f}, workspace {:.2f}), "
+            "{:.2f} GiB are available; lower max_batch, max_visual_tokens or max_text_tokens, or "
+            "take dtype='bfloat16'".format(*(size / GIB for size in sizes)))
+
+
+def _decoder_row(config: VLMConfig) -> int:
+    """Numbers that a decoder layer holds per token at its widest place, the MLP or attention."""
+    text = config.text
+    mlp = 3 * (text.moe.moe_intermediate_size if text.moe else text.intermediate_size)
+    attention = (5 * text.num_heads + 2 * text.num_kv_heads) * text.head_dim
+    features = len(config.vision.deepstack_visual_indexes)
+    return (3 + features) * text.hidden_size + max(mlp, attention)
+
+
+def _tower_row(config: VLMConfig) -> int:
+    """Numbers that a vision block holds per patch at its widest place; rotation is in float32."""
+    vision = config.vision
+    features = len(vision.deepstack_visual_indexes) * vision.out_hidden_size // vision.merge_unit
+    widest = max(2 * vision.intermediate_size, 12 * vision.hidden_size)
+    return 2 * vision.patch_dim + features + 2 * vision.hidden_size + widest
+
+
+def available_memory() -> int | None:
+    """Bytes that can still be allocated here: the machine's, and those of every control group.
+
+    None where the system does not say.
+    """
+    limits = [*_free_on_machine(), *_free_in_groups()]
+    return min(limits) if limits else None
+
+
+def _free_on_machine() -> Iterator[int]:
+    for line in _lines(PROC / "meminfo"):
+        if line.startswith("MemAvailable:"):
+            yield 1024 * int(line.split()[1])
+
+
+def _free_in_groups() -> Iterator[int]:
+    """Limit minus use of this process's group and of the groups around it, for both versions."""
+    for line in _lines(PROC / "self" / "cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root = CGROUP / controllers
+        names = ("memory.max", "memory.current") if not controllers else (
+            "memory.limit_in_bytes", "memory.usage_in_bytes")
+        group = root / path.strip("/")
+        for folder in [group, *group.parents]:
+            if folder.is_relative_to(root):
+                limit, used = (_number(folder / name) for name in names)
+                if limit is not None and used is not None:
+                    yield max(0, limit - used + _reclaimable(folder))
+
+
+def _reclaimable(folder: Path) -> int:
+    """Cached file pages of a group: they count as used and are given up on demand."""
+    lines = (line.split() for line in _lines(folder / "memory.stat"))
+    return sum(int(fields[1]) for fields in lines if fields[0] in ("inactive_file", "active_file"))
+
+
+def _number(path: Path) -> int | None:
+    text = "".join(_lines(path)).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

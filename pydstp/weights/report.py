@@ -1,0 +1,74 @@
+"""The result of an inspection, for programs and for people."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+GIB = 1 << 30
+
+
+@dataclass
+class CheckpointReport:
+    """What `inspect` found. Entries that could not be read are None, zero or empty.
+
+    text, vision: sizes. parameters: numbers in the tensors. dtypes: dtype in the files -> numbers
+    held in it. dtype: what "auto" chooses. memory: bytes of weights, cache and workspace of an
+    engine with default limits, their total, and what is available. problems: why an engine would
+    refuse the checkpoint; empty if it would not.
+    """
+
+    path: str
+    model_type: str | None = None
+    text: dict[str, Any] = field(default_factory=dict)
+    vision: dict[str, Any] = field(default_factory=dict)
+    num_files: int = 0
+    num_tensors: int = 0
+    parameters: int = 0
+    bytes_on_disk: int = 0
+    dtypes: dict[str, int] = field(default_factory=dict)
+    dtype: str | None = None
+    is_tied: bool | None = None
+    memory: dict[str, int | None] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON can hold them."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """The report for people, without a final newline."""
+        return "\n".join([self.path, *self._model(), *self._weights(), *self._verdict()])
+
+    def _model(self) -> list[str]:
+        lines = [f"model    {self.model_type or 'unknown'}"]
+        if self.text:
+            sizes = ("{num_layers} layers, hidden {hidden_size}, {num_heads} query and "
+                     "{num_kv_heads} kv heads of {head_dim}, vocabulary {vocab_size}")
+            experts = "" if self.text["moe"] is None else (
+                ", {num_experts_per_tok} of {num_experts} experts".format(**self.text["moe"]))
+            lines.append("text     " + sizes.format(**self.text) + experts)
+        if self.vision:
+            sizes = "{depth} blocks, hidden {hidden_size}, {num_heads} heads, patch {patch_size}"
+            lines.append("vision   " + sizes.format(**self.vision))
+        return lines
+
+    def _weights(self) -> list[str]:
+        head = {None: "", True: ", tied head", False: ", head of its own"}[self.is_tied]
+        dtypes = ", ".join(sorted(self.dtypes)) or "no"
+        lines = [f"weights  {self.num_tensors} tensors in {self.num_files} files, "
+                 f"{self.parameters:,} parameters, {self.bytes_on_disk / GIB:.3f} GiB of {dtypes} "
+                 f"numbers{head}"]
+        if self.memory:
+            gib = {name: (size or 0) / GIB for name, size in self.memory.items()}
+            lines.append("memory   {total_bytes:.3f} GiB as {dtype} with default limits: weights "
+                         "{weights_bytes:.3f}, cache {cache_bytes:.3f}, workspace "
+                         "{workspace_bytes:.3f}".format(dtype=self.dtype, **gib))
+            if self.memory["available_bytes"] is not None:
+                lines.append(f"         {gib['available_bytes']:.3f} GiB are available")
+        return lines
+
+    def _verdict(self) -> list[str]:
+        if not self.problems:
+            return ["would be loaded"]
+        return ["would be refused:", *(f"- {problem}" for problem in self.problems)]
