@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pydstp import __version__
 from pydstp.console import cancelled_by_ctrl_c, loading_bar, report, say, summary, write
 from pydstp.errors import CancelledError, PydstpError
 
@@ -81,12 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser; every command stores the function that runs it as `run`."""
-    from importlib import metadata
-
     parser = argparse.ArgumentParser(prog="pydstp", description="Qwen3-VL from safetensors.")
-    parser.add_argument("--version", action="version", version=metadata.version("pydstp"))
+    parser.add_argument("--version", action="version", version=f"pydstp {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
     generate = commands.add_parser("generate", help="answer one prompt about pictures")
     generate.add_argument("--prompt", required=True, metavar="TEXT")
     generate.add_argument("--json", action="store_true", help="print the whole result as JSON")
@@ -98,24 +96,34 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--image", action="append", default=[], metavar="FILE",
                              help="a picture; repeatable")
         add_flags(command.add_argument_group("sampling"), SAMPLING_FLAGS)
-
     inspect = commands.add_parser("inspect", help="say what a checkpoint is and whether it loads")
     inspect.add_argument("path", metavar="PATH")
     inspect.add_argument("--json", action="store_true", help="print the report as JSON")
     inspect.set_defaults(run=run_inspect)
+    demo = add_demo(commands)
+    for command in (generate, chat, demo):
+        add_engine_flags(command)
+    return parser
+
+
+def add_demo(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """The parser of `pydstp demo`."""
     demo = commands.add_parser("demo", help="draw a picture, ask about it, check the answer")
     demo.add_argument("--task", default="trail", choices=("trail", "read", "locate", "haystack"))
     demo.add_argument("--seed", type=int, help="draws this picture again; default: a fresh one")
     demo.add_argument("--output", metavar="FILE", default="pydstp-demo.png",
                       help="where the picture is saved (default: %(default)s)")
     demo.set_defaults(run=run_demo)
-    for command in (generate, chat, demo):
-        command.add_argument("--model", metavar="PATH",
-                             help="checkpoint folder; default: the small one that is embedded")
-        command.add_argument("--device", default="auto")
-        command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
-        add_flags(command.add_argument_group("engine"), ENGINE_FLAGS)
-    return parser
+    return demo
+
+
+def add_engine_flags(command: argparse.ArgumentParser) -> None:
+    """What every command that loads a model takes."""
+    command.add_argument("--model", metavar="PATH",
+                         help="checkpoint folder; default: the small one that is embedded")
+    command.add_argument("--device", default="auto")
+    command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
+    add_flags(command.add_argument_group("engine"), ENGINE_FLAGS)
 
 
 def add_flags(group: argparse._ArgumentGroup, flags: Flags) -> None:

@@ -26,6 +26,12 @@ def native_files() -> list[Path]:
     return sorted(p.relative_to(ROOT) for p in found)
 
 
+def lines(path: Path) -> list[str]:
+    """The lines of a file; none if it does not exist."""
+    file = ROOT / path
+    return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+
+
 @cache
 def parse(path: Path) -> ast.Module:
     return ast.parse((ROOT / path).read_text(encoding="utf-8"), filename=str(path))
@@ -68,9 +74,9 @@ def fenced_blocks(path: Path, language: str) -> list[str]:
 
 
 def rules(block: str) -> dict[str, list[str]]:
-    """`left -> right right` lines of a fenced block of docs/layout.md."""
+    """`left left -> right right` lines of a fenced block of docs/layout.md, by each left word."""
     table = {}
     for line in filter(str.strip, block.splitlines()):
         left, _, right = line.partition("->")
-        table[left.strip()] = right.split()
+        table.update(dict.fromkeys(left.split(), right.split()))
     return table

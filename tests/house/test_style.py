@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from tests.house import source_tree as tree
 
 MAX_FILE_LINES = 300
@@ -41,21 +39,9 @@ def code_lines(function: Function) -> int:
     return lines
 
 
-def native_functions(path: Path) -> Iterator[tuple[str, int]]:
-    """(first line, lines) of each function body that starts and ends in the first column."""
-    start = None
-    for number, line in enumerate((tree.ROOT / path).read_text().splitlines()):
-        opens = re.match(r"[A-Za-z].*[({,]$", line) and not line.startswith(("namespace", "extern"))
-        if opens and start is None:
-            start = (number, line)
-        elif line.startswith("}") and start is not None:
-            yield start[1], number - start[0] + 1
-            start = None
-
-
 def long_files() -> dict[str, int]:
     paths = [*tree.python_files(), *tree.native_files(), Path("setup.py"), Path("CMakeLists.txt")]
-    counts = {str(p): len((tree.ROOT / p).read_text(encoding="utf-8").splitlines()) for p in paths}
+    counts = {str(path): len(tree.lines(path)) for path in paths}
     return {path: count for path, count in counts.items() if count > MAX_FILE_LINES}
 
 
@@ -74,45 +60,47 @@ def test_functions_are_short() -> None:
     assert not excess, f"more than {MAX_FUNCTION_LINES} lines, and no stated reason: {excess}"
 
 
-@pytest.mark.parametrize("path", tree.python_files(tree.PACKAGE), ids=str)
-def test_every_function_is_annotated(path: Path) -> None:
+def missing_annotations(function: Function, parent: ast.AST) -> list[str]:
+    """Arguments without a type (`self` and `cls` need none), and `return` if that lacks one."""
+    arguments = function.args
+    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    named += [a for a in (arguments.vararg, arguments.kwarg) if a is not None]
+    if isinstance(parent, ast.ClassDef) and named and named[0].arg in ("self", "cls"):
+        named = named[1:]
+    return [a.arg for a in named if a.annotation is None] + ["return"] * (function.returns is None)
+
+
+def test_every_function_of_the_package_is_annotated() -> None:
+    missing = {f"{path}:{name}": names for path in tree.python_files(tree.PACKAGE)
+               for name, function, parent in functions(path)
+               if (names := missing_annotations(function, parent))}
+    assert not missing, f"no annotation: {missing}"
+
+
+def test_every_module_and_public_name_has_a_docstring() -> None:
     missing = []
-    for name, function, parent in functions(path):
-        arguments = function.args
-        named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-        named += [a for a in (arguments.vararg, arguments.kwarg) if a is not None]
-        if isinstance(parent, ast.ClassDef) and named and named[0].arg in ("self", "cls"):
-            named = named[1:]
-        missing += [f"{name}({a.arg})" for a in named if a.annotation is None]
-        if function.returns is None:
-            missing.append(f"{name} ->")
-    assert not missing, f"{path}: no annotation for {missing}"
+    for path in tree.python_files(tree.PACKAGE):
+        module = tree.parse(path)
+        missing += [] if ast.get_docstring(module) else [str(path)]
+        missing += [f"{path}:{node.name}" for node in module.body
+                    if isinstance(node, ast.ClassDef | Function)
+                    and not node.name.startswith("_") and not ast.get_docstring(node)]
+    assert not missing, f"no docstring: {missing}"
 
 
-@pytest.mark.parametrize("path", tree.python_files(tree.PACKAGE), ids=str)
-def test_every_module_and_public_name_has_a_docstring(path: Path) -> None:
-    module = tree.parse(path)
-    missing = [] if ast.get_docstring(module) else ["the module"]
-    for node in module.body:
-        if isinstance(node, ast.ClassDef | Function) and not node.name.startswith("_"):
-            missing += [] if ast.get_docstring(node) else [node.name]
-    assert not missing, f"{path}: no docstring for {missing}"
-
-
-@pytest.mark.parametrize("path", tree.python_files(tree.PACKAGE), ids=str)
-def test_no_assert_a_user_could_meet(path: Path) -> None:
-    lines = [node.lineno for node in ast.walk(tree.parse(path)) if isinstance(node, ast.Assert)]
-    assert not lines, f"{path}: raise a PydstpError instead of assert, lines {lines}"
+def test_no_assert_a_user_could_meet() -> None:
+    found = [f"{path}:{node.lineno}" for path in tree.python_files(tree.PACKAGE)
+             for node in ast.walk(tree.parse(path)) if isinstance(node, ast.Assert)]
+    assert not found, f"raise a PydstpError instead of assert: {found}"
 
 
 def test_no_path_of_one_machine_and_no_half_done_marks() -> None:
     pattern = re.compile(r"(?<![\w.:])/(?:hom[e]|roo[t]|wor[k]|User[s])/|TOD[O]|FIXM[E]|XX[X]")
-    wrong = []
-    for path in [*tree.python_files(), *tree.native_files(), Path("Makefile"), Path("README.md"),
-                 *(p.relative_to(tree.ROOT) for p in (tree.ROOT / "docs").glob("*.md"))]:
-        for number, line in enumerate((tree.ROOT / path).read_text().splitlines(), 1):
-            if pattern.search(line):
-                wrong.append(f"{path}:{number}: {line.strip()}")
+    documents = [Path("Makefile"), Path("README.md"),
+                 *(path.relative_to(tree.ROOT) for path in (tree.ROOT / "docs").glob("*.md"))]
+    wrong = [f"{path}:{number}: {line.strip()}"
+             for path in [*tree.python_files(), *tree.native_files(), *documents]
+             for number, line in enumerate(tree.lines(path), 1) if pattern.search(line)]
     assert not wrong, "\n".join(wrong)
 
 
