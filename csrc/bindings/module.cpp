@@ -1,0 +1,33 @@
+// The extension module: tensors come as addresses and sizes, checked by pydstp/ops.py.
+#include "bindings/module.h"
+
+#include "common/thread_pool.h"
+#include "cpu/dispatch.h"
+
+namespace pydstp {
+namespace {
+
+void bind_runtime(py::module_& m) {
+  py::class_<ThreadPool>(m, "ThreadPool")
+      .def(py::init<int>(), py::arg("num_threads"))
+      .def_property_readonly("num_threads", &ThreadPool::num_threads)
+      .def("close", &ThreadPool::close, py::call_guard<py::gil_scoped_release>());
+  m.def("available_tiers", &available_tiers);
+  m.def("current_tier", &current_tier);
+  m.def("set_tier", &set_tier);
+  m.def("cpu_features", [] {
+    py::dict features;
+    for (const auto& [name, has] : cpu_features()) features[name.c_str()] = has;
+    return features;
+  });
+}
+
+}  // namespace
+}  // namespace pydstp
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of pydstp; call them through pydstp.ops.";
+  pydstp::bind_runtime(m);
+  pydstp::bind_dense_ops(m);
+  pydstp::bind_cache_ops(m);
+}

@@ -1,0 +1,143 @@
+// Attention over one chunk of cache rows, and the merge of chunks.
+#pragma once
+
+#include "cpu/dot.h"
+#include "kernels/decode_attention.h"
+
+namespace pydstp {
+namespace PYDSTP_TIER {
+
+constexpr int64_t kMaxHeadsTogether = 8;     // query heads that share one read of K and V
+constexpr int64_t kElementsPerPart = 32768;  // less is not worth waking a thread
+
+template <typename T>
+struct ChunkView {
+  const T* rows[kAttentionChunk];  // each [2, num_kv_heads, head_dim]
+  int num_rows;
+  int64_t head_dim;
+  int64_t kv_offset;  // of the KV head within K
+  int64_t v_offset;   // from K to V
+  float scale;
+};
+
+// Row i of the chunk and the rows after it, the last one repeated: R pointers that may be read.
+template <typename T, int R>
+static inline void keys_from(const ChunkView<T>& c, int i, const T* (&keys)[R]) {
+  for (int r = 0; r < R; ++r) {
+    keys[r] = c.rows[min_of(i + r, c.num_rows - 1)] + c.kv_offset;
+    __builtin_prefetch(keys[r] + c.v_offset);
+  }
+}
+
+// scores[g][i] = scale * q[g] . k[i]
+template <typename T, int G>
+static inline void score_rows(const ChunkView<T>& c, const T* q,
+                              float (&scores)[G][kAttentionChunk]) {
+  constexpr int R = kAccumulators / G > 4 ? 4 : kAccumulators / G;
+  const T* queries[G];
+  for (int g = 0; g < G; ++g) queries[g] = q + g * c.head_dim;
+  for (int i = 0; i < c.num_rows; i += R) {
+    const T* keys[R];
+    keys_from(c, i, keys);
+    float dots[G][R];
+    dot_rows<T, G, R>(queries, keys, c.head_dim, dots);
+    for (int g = 0; g < G; ++g)
+      for (int r = 0; r < R && i + r < c.num_rows; ++r) scores[g][i + r] = c.scale * dots[g][r];
+  }
+}
+
+// Scores become p = exp(score - maximum); *maximum and *sum are theirs. Entries from n on become 0.
+static inline void exponentiate(float (&scores)[kAttentionChunk], int n, float* maximum,
+                                float* sum) {
+  for (int i = n; i < kAttentionChunk; ++i) scores[i] = -__builtin_inff();
+  F32 peaks = load(scores);
+  for (int i = kLanes; i < kAttentionChunk; i += kLanes) peaks = larger(load(scores + i), peaks);
+  *maximum = max_lanes(peaks);
+  F32 sums = {};
+  for (int i = 0; i < kAttentionChunk; i += kLanes) {
+    const F32 p = exp_of(load(scores + i) - *maximum);
+    store(scores + i, p);
+    sums += p;
+  }
+  *sum = sum_lanes(sums);
+}
+
+// out[g] = sum over rows of p[g][i] * v[i], in W vectors of columns from `column` on. The last
+// vector of a row may be partial (W is 1 then).
+template <typename T, int G, int W, bool kIsWhole = true>
+static inline void weigh_columns(const ChunkView<T>& c, const float (&p)[G][kAttentionChunk],
+                                 int64_t column, float* out) {
+  F32 sums[G][W] = {};
+  const int64_t n = kIsWhole ? kLanes : c.head_dim - column;
+  const int64_t offset = c.v_offset + c.kv_offset + column;
+  for (int i = 0; i < c.num_rows; ++i) {
+    for (int w = 0; w < W; ++w) {
+      const F32 v = load_first(c.rows[i] + offset + w * kLanes, n);
+      for (int g = 0; g < G; ++g) sums[g][w] = multiply_add(splat(p[g][i]), v, sums[g][w]);
+    }
+  }
+  for (int g = 0; g < G; ++g)
+    for (int w = 0; w < W; ++w)
+      store_first(out + g * (c.head_dim + 2) + column + w * kLanes, sums[g][w], n);
+}
+
+template <typename T, int G>
+static void attend_group(const ChunkView<T>& c, const T* q, float* partial) {
+  constexpr int W = G > 2 ? (G > 4 ? 1 : 2) : 4;
+  const int64_t stride = c.head_dim + 2;
+  float p[G][kAttentionChunk];
+  score_rows<T, G>(c, q, p);
+  for (int g = 0; g < G; ++g) {
+    float* tail = partial + g * stride + c.head_dim;
+    exponentiate(p[g], c.num_rows, tail, tail + 1);
+  }
+  int64_t column = 0;
+  for (; column + W * kLanes <= c.head_dim; column += W * kLanes) {
+    weigh_columns<T, G, W>(c, p, column, partial);
+  }
+  for (; column < c.head_dim; column += kLanes) {
+    weigh_columns<T, G, 1, false>(c, p, column, partial);
+  }
+}
+
+// partial: [num_heads, head_dim + 2], per head the weighted sum of V, the maximum, the sum of p.
+template <typename T>
+static void attend_heads(const ChunkView<T>& c, int64_t num_heads, const T* q, float* partial) {
+  using Attend = void (*)(const ChunkView<T>&, const T*, float*);
+  constexpr Attend kByHeads[kMaxHeadsTogether] = {
+      attend_group<T, 1>, attend_group<T, 2>, attend_group<T, 3>, attend_group<T, 4>,
+      attend_group<T, 5>, attend_group<T, 6>, attend_group<T, 7>, attend_group<T, 8>};
+  if (c.num_rows > 0) return kByHeads[num_heads - 1](c, q, partial);
+  for (int64_t h = 0; h < num_heads; ++h) {  // weighs nothing in the merge
+    float* head = partial + h * (c.head_dim + 2);
+    for (int64_t i = 0; i < c.head_dim + 2; ++i) head[i] = 0.0f;
+    head[c.head_dim] = -__builtin_inff();
+  }
+}
+
+// out = one head's softmax over all its chunks; zeros when there is nothing to attend to.
+// The maxima in `partials` are replaced by the chunks' weights.
+template <typename T>
+static void merge_chunks(float* partials, int64_t num_chunks, int64_t stride, int64_t head_dim,
+                         T* out) {
+  float* weights = partials + head_dim;
+  float maximum = -__builtin_inff(), sum = 0.0f;
+  for (int64_t c = 0; c < num_chunks; ++c) maximum = max_of_two(weights[c * stride], maximum);
+  for (int64_t c = 0; c < num_chunks; ++c) {
+    float& weight = weights[c * stride];
+    weight = weight == -__builtin_inff() ? 0.0f : exp_of(splat(weight - maximum))[0];
+    sum += weight * weights[c * stride + 1];
+  }
+  const F32 inverse = splat(sum == 0.0f ? 0.0f : 1.0f / sum);
+  for (int64_t i = 0; i < head_dim; i += kLanes) {
+    F32 total = {};
+    for (int64_t c = 0; c < num_chunks; ++c) {
+      const F32 part = load_first(partials + c * stride + i, head_dim - i);
+      total = multiply_add(splat(weights[c * stride]), part, total);
+    }
+    store_first(out + i, total * inverse, head_dim - i);
+  }
+}
+
+}  // namespace PYDSTP_TIER
+}  // namespace pydstp

@@ -1,0 +1,107 @@
+#include "cpu/dispatch.h"
+
+#include <atomic>
+
+#include "cpu/tier.h"
+
+namespace pydstp {
+
+namespace {
+
+struct Tier {
+  const char* name;
+  KernelTable kernels;
+};
+
+#define PYDSTP_TIER_OF(tier)                                                \
+  Tier {                                                                    \
+    #tier, {                                                                \
+      tier::linear, tier::rms_norm, tier::silu_and_mul, tier::qk_norm_rope, \
+          tier::decode_attention, copy_into_arena, copy_from_arena          \
+    }                                                                       \
+  }
+
+#ifdef __x86_64__
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool has_avx512bf16() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bf16");
+}
+#endif
+
+std::vector<Tier> find_tiers() {
+  std::vector<Tier> tiers;
+#ifdef __x86_64__
+  if (has_avx512bf16()) tiers.push_back(PYDSTP_TIER_OF(avx512bf16));
+  if (has_avx2()) tiers.push_back(PYDSTP_TIER_OF(avx2));
+#endif
+  tiers.push_back(PYDSTP_TIER_OF(portable));
+#ifdef PYDSTP_WITH_SIMT
+  tiers.push_back(PYDSTP_TIER_OF(avx512bf16_emulated));
+  tiers.push_back({"simt",
+                   {portable::linear, simt::rms_norm, simt::silu_and_mul, simt::qk_norm_rope,
+                    simt::decode_attention, simt::store_kv, simt::gather_kv}});
+#endif
+  return tiers;
+}
+
+const std::vector<Tier>& tiers() {
+  static const std::vector<Tier> found = find_tiers();
+  return found;
+}
+
+std::atomic<const Tier*>& current() {
+  static std::atomic<const Tier*> tier{&tiers().front()};
+  return tier;
+}
+
+const KernelTable& kernels() { return current().load(std::memory_order_relaxed)->kernels; }
+
+}  // namespace
+
+std::vector<std::string> available_tiers() {
+  std::vector<std::string> names;
+  for (const Tier& tier : tiers()) names.push_back(tier.name);
+  return names;
+}
+
+std::string current_tier() { return current().load()->name; }
+
+bool set_tier(const std::string& name) {
+  for (const Tier& tier : tiers()) {
+    if (!name.empty() && name != tier.name) continue;
+    current() = &tier;
+    return true;
+  }
+  return false;
+}
+
+std::vector<std::pair<std::string, bool>> cpu_features() {
+#ifdef __x86_64__
+  return {{"avx2", has_avx2()}, {"avx512bf16", has_avx512bf16()}};
+#else
+  return {};
+#endif
+}
+
+void linear_cpu(const LinearParams& p, ThreadPool& pool) { kernels().linear(p, pool); }
+void rms_norm_cpu(const RmsNormParams& p, ThreadPool& pool) { kernels().rms_norm(p, pool); }
+
+void silu_and_mul_cpu(const SiluAndMulParams& p, ThreadPool& pool) {
+  kernels().silu_and_mul(p, pool);
+}
+
+void qk_norm_rope_cpu(const QkNormRopeParams& p, ThreadPool& pool) {
+  kernels().qk_norm_rope(p, pool);
+}
+
+void decode_attention_cpu(const DecodeAttentionParams& p, ThreadPool& pool) {
+  kernels().decode_attention(p, pool);
+}
+
+void store_kv_cpu(const StoreKvParams& p, ThreadPool& pool) { kernels().store_kv(p, pool); }
+void gather_kv_cpu(const GatherKvParams& p, ThreadPool& pool) { kernels().gather_kv(p, pool); }
+
+}  // namespace pydstp

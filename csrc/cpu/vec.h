@@ -1,0 +1,127 @@
+// The vector vocabulary of the CPU kernels, written once on the compilers' vector types.
+//
+// A file that includes this is compiled once per tier with that tier's flags and everything lives
+// in a namespace named after the tier (PYDSTP_TIER), so the linker keeps the tiers apart. Only the
+// number of lanes, the fused multiply-add and the bf16 dot product differ between tiers.
+#pragma once
+
+#if defined(PYDSTP_TIER_AVX2) || defined(PYDSTP_TIER_AVX512BF16)
+#include <immintrin.h>
+#elif defined(PYDSTP_TIER_EMULATED)
+#include "emulated/avx512bf16.h"
+#endif
+
+#include "common/dtype.h"
+#include "common/math.h"
+
+namespace pydstp {
+namespace PYDSTP_TIER {
+
+#if defined(PYDSTP_TIER_AVX512BF16) || defined(PYDSTP_TIER_EMULATED)
+constexpr int kLanes = 16;
+constexpr int kAccumulators = 16;  // independent sums that fill the FMA pipes
+#elif defined(PYDSTP_TIER_AVX2)
+constexpr int kLanes = 8;
+constexpr int kAccumulators = 8;
+#else
+constexpr int kLanes = 4;
+constexpr int kAccumulators = 8;
+#endif
+
+typedef float F32 __attribute__((vector_size(4 * kLanes)));
+typedef int32_t I32 __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t U32 __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t U16 __attribute__((vector_size(2 * kLanes)));
+
+static inline F32 splat(float x) { return F32{} + x; }
+
+static inline F32 load(const float* p) {
+  F32 x;
+  memcpy(&x, p, sizeof(x));
+  return x;
+}
+
+static inline F32 load(const BFloat16* p) {
+  U16 bits;
+  memcpy(&bits, p, sizeof(bits));
+  return (F32)(__builtin_convertvector(bits, U32) << 16);
+}
+
+static inline void store(float* p, F32 x) { memcpy(p, &x, sizeof(x)); }
+
+static inline void store(BFloat16* p, F32 x) {
+  const U32 bits = (U32)x;
+  const U32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const U32 is_number = (U32)(x == x);
+  const U16 result = __builtin_convertvector((rounded & is_number) | (0x7fc0u & ~is_number), U16);
+  memcpy(p, &result, sizeof(result));
+}
+
+// The first n elements, at most kLanes; the other lanes are zero and their memory is not touched.
+template <typename T>
+static inline F32 load_first(const T* p, int64_t n) {
+  if (n >= kLanes) return load(p);
+  T buffer[kLanes] = {};
+  memcpy(buffer, p, static_cast<size_t>(n) * sizeof(T));
+  return load(buffer);
+}
+
+template <typename T>
+static inline void store_first(T* p, F32 x, int64_t n) {
+  if (n >= kLanes) return store(p, x);
+  T buffer[kLanes];
+  store(buffer, x);
+  memcpy(p, buffer, static_cast<size_t>(n) * sizeof(T));
+}
+
+// a * b + c; one rounding where the tier has the instruction.
+static inline F32 multiply_add(F32 a, F32 b, F32 c) {
+#if defined(PYDSTP_TIER_AVX512BF16) || defined(PYDSTP_TIER_EMULATED)
+  return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(PYDSTP_TIER_AVX2)
+  return (F32)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+static inline F32 larger(F32 a, F32 b) { return a > b ? a : b; }
+
+// Folds the lanes in halves, always in the same order.
+#define PYDSTP_FOLD_LANES(x, combine)                                               \
+  do {                                                                              \
+    float lanes[kLanes];                                                            \
+    store(lanes, x);                                                                \
+    for (int half = kLanes / 2; half > 0; half /= 2)                                \
+      for (int i = 0; i < half; ++i) lanes[i] = combine(lanes[i], lanes[i + half]); \
+    return lanes[0];                                                                \
+  } while (false)
+
+static inline float sum_of_two(float a, float b) { return a + b; }
+static inline float max_of_two(float a, float b) { return a > b ? a : b; }
+static inline float sum_lanes(F32 x) { PYDSTP_FOLD_LANES(x, sum_of_two); }
+static inline float max_lanes(F32 x) { PYDSTP_FOLD_LANES(x, max_of_two); }
+
+// e^x to about 2e-7 relative: 2^n * e^r with |r| <= ln(2)/2. Arguments below -87 give 0 and
+// those above 88 give infinity; NaN stays NaN.
+static inline F32 exp_of(F32 x) {
+  const F32 bounded = x < -87.0f ? splat(-87.0f) : (x > 88.0f ? splat(88.0f) : x);
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const F32 n = multiply_add(bounded, splat(1.44269504f), splat(kRound)) - kRound;
+  F32 r = multiply_add(n, splat(-0.693359375f), bounded);
+  r = multiply_add(n, splat(2.12194440e-4f), r);
+  F32 y = splat(1.9875691500e-4f);
+  y = multiply_add(y, r, splat(1.3981999507e-3f));
+  y = multiply_add(y, r, splat(8.3334519073e-3f));
+  y = multiply_add(y, r, splat(4.1665795894e-2f));
+  y = multiply_add(y, r, splat(1.6666665459e-1f));
+  y = multiply_add(y, r, splat(5.0000001201e-1f));
+  y = multiply_add(y, r * r, r + 1.0f);
+  const I32 exponent = __builtin_convertvector(x == x ? n : F32{}, I32);
+  const F32 result = y * (F32)((exponent + 127) << 23);
+  const F32 above = x > 88.0f ? splat(__builtin_inff()) : result;
+  return x < -87.0f ? F32{} : above;
+}
+
+}  // namespace PYDSTP_TIER
+}  // namespace pydstp
