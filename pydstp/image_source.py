@@ -183,7 +183,8 @@ def _from_array(array: np.ndarray, limit: int) -> Image.Image:
     height, width = array.shape[:2]
     _check_size((width, height), limit)
     pixels = _to_8bit(array, f"an array of {array.dtype}")
-    return Image.fromarray(np.ascontiguousarray(pixels.reshape(height, width) if is_grey else pixels))
+    pixels = pixels.reshape(height, width) if is_grey else pixels
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def _to_8bit(array: np.ndarray, what: str) -> np.ndarray:

@@ -1,0 +1,150 @@
+"""From messages to token ids, with one token for each row that the vision tower will deliver.
+
+Text in messages is text: wherever it spells the name of a control token (`<|im_end|>`,
+`<|image_pad|>`, ...), also across the border of two texts, it is read as plain characters. No text
+can end a turn, open another one, or stand in for a picture. For all other text the ids are those
+of transformers. One exception: in assistant messages, added tokens that are not special (`<think>`,
+`<tool_call>`, ...) stay tokens, because there the model wrote them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydstp.chat_messages import split_thinking, to_messages, without_reasoning
+from pydstp.chat_template import ChatTemplate
+from pydstp.errors import PromptError
+from pydstp.tokenizer import Tokenizer
+
+__all__ = ["ChatTemplate", "EncodedPrompt", "build_prompt", "split_thinking", "to_messages",
+           "without_reasoning"]
+
+IMAGE_TOKEN = "<|image_pad|>"
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as the model reads it.
+
+    Attributes:
+        input_ids: token ids, each picture's placeholder repeated once per visual token.
+        text: what the template wrote, with one placeholder per picture.
+        image_spans: (start, length) of each picture in `input_ids`, in order.
+    """
+
+    input_ids: list[int]
+    text: str
+    image_spans: list[tuple[int, int]]
+
+
+def build_prompt(template: ChatTemplate, tokenizer: Tokenizer,
+                 messages: Sequence[Mapping[str, Any]], num_image_tokens: Sequence[int], *,
+                 image_token: str = IMAGE_TOKEN, **variables: Any) -> EncodedPrompt:
+    """Render messages and encode them.
+
+    Args:
+        template, tokenizer: of the same checkpoint.
+        messages: as `to_messages` returns them.
+        num_image_tokens: visual tokens of each picture, in order.
+        image_token: the placeholder that the template writes for a picture.
+        variables: for the template.
+
+    Raises:
+        PromptError: the template fails, or writes more or fewer placeholders than there are
+            pictures.
+    """
+    marker = _unused_character([template.source, *_texts_in(messages)])
+    marked = [_mark_message(message, tokenizer, marker) for message in messages]
+    rendered = template.render(marked, **variables)
+    input_ids = _encode(rendered, tokenizer, marker)
+    image_id = tokenizer.token_id(image_token)
+    if input_ids.count(image_id) != len(num_image_tokens):
+        raise PromptError(f"prompt: expected one {image_token} per picture, that is "
+                          f"{len(num_image_tokens)}, the template wrote "
+                          f"{input_ids.count(image_id)}")
+    expanded, image_spans = _expand(input_ids, image_id, num_image_tokens)
+    return EncodedPrompt(expanded, rendered.replace(marker, ""), image_spans)
+
+
+def _expand(input_ids: list[int], image_id: int,
+            num_image_tokens: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Repeat each placeholder once per visual token of its picture."""
+    expanded: list[int] = []
+    spans: list[tuple[int, int]] = []
+    for token_id in input_ids:
+        if token_id == image_id:
+            spans.append((len(expanded), num_image_tokens[len(spans)]))
+            expanded += [image_id] * spans[-1][1]
+        else:
+            expanded.append(token_id)
+    return expanded, spans
+
+
+def _mark_message(message: Mapping[str, Any], tokenizer: Tokenizer, marker: str) -> dict[str, Any]:
+    """Put a marker into every name of a control token that the texts of a message spell.
+
+    Where a text ends with the beginning of such a name it gets a marker too, so that texts which
+    the template joins do not spell one together. Templates see their text otherwise unchanged.
+    """
+    names = tokenizer.special_tokens if message["role"] == "assistant" else tokenizer.added_tokens
+    starts = re.compile("(?=" + "|".join(map(re.escape, names)) + ")") if names else None
+
+    def mark(text: str) -> str:
+        ends = [length for length in range(1, min(len(text), max(map(len, names), default=0)) + 1)
+                if any(name.startswith(text[-length:]) for name in names)]
+        points = {len(text) - length + 1 for length in ends}
+        points |= {match.start() + 1 for match in starts.finditer(text)} if starts else set()
+        cuts = [0, *sorted(points), len(text)]
+        return marker.join(text[begin:end] for begin, end in zip(cuts, cuts[1:]))
+
+    return {key: value if key == "role" else _map_texts(value, mark)
+            for key, value in message.items()}
+
+
+def _map_texts(content: Any, function: Callable[[str], str]) -> Any:
+    if isinstance(content, str):
+        return function(content)
+    return [{**item, "text": function(item["text"])} if item["type"] == "text" else item
+            for item in content]
+
+
+def _texts_in(messages: Iterable[Mapping[str, Any]]) -> list[str]:
+    texts: list[str] = []
+    for message in messages:
+        for key, value in message.items():
+            if key != "role":
+                _map_texts(value, lambda text: texts.append(text) or text)
+    return texts
+
+
+def _unused_character(texts: Sequence[str]) -> str:
+    """A private-use character that occurs in none of the texts."""
+    return next(char for char in map(chr, range(0x10FFFD, 0xFFFFF, -1))
+                if not any(char in text for text in texts))
+
+
+def _encode(rendered: str, tokenizer: Tokenizer, marker: str) -> list[int]:
+    """Encode what a template wrote; stretches with a marker in them are plain text.
+
+    Names of added tokens cut a text apart in any case, so no other token changes.
+    """
+    longest_first = sorted(tokenizer.added_tokens, key=len, reverse=True)
+    pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+    pieces = pattern.split(rendered) if longest_first else [rendered]
+    input_ids: list[int] = []
+    written = ""
+    for piece in pieces:
+        if marker in piece:
+            input_ids += tokenizer.encode(written)
+            input_ids += tokenizer.encode(piece.replace(marker, ""), parse_added=False)
+            written = ""
+        else:
+            written += piece
+    input_ids += tokenizer.encode(written)
+    num_special = sum(piece in tokenizer.special_tokens for piece in pieces[1::2])
+    if sum(token_id in tokenizer.special_ids for token_id in input_ids) != num_special:
+        raise PromptError("prompt: a text in it would be read as control tokens")
+    return input_ids
