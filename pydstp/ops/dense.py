@@ -1,0 +1,137 @@
+"""Ops on activations."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pydstp import _C
+from pydstp.errors import OptionError
+from pydstp.ops.checks import address, check_rank, dtype_code, optional_address
+from pydstp.ops.runtime import ThreadPool
+
+DECODE_ROWS = 8
+"""`linear` runs the native kernel up to this many tokens, the library's GEMM above."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, pool: ThreadPool,
+           out: Tensor | None = None, deterministic: bool = False) -> Tensor:
+    """x @ weight.T + bias, fp32 sums.
+
+    Up to `DECODE_ROWS` tokens, or with `deterministic=True`, own kernels read the weights once at
+    memory speed and a token's result does not depend on the others; above that it is torch's GEMM.
+
+    Args:
+        x: [num_tokens, in_features].
+        weight: [out_features, in_features].
+        bias: [out_features] or None.
+        out: [num_tokens, out_features]; overlaps no other argument.
+
+    Returns:
+        [num_tokens, out_features].
+    """
+    code, dtype = dtype_code(x, "x"), x.dtype
+    check_rank(x, "x", ("num_tokens", "in_features"))
+    check_rank(weight, "weight", ("out_features", "in_features"))
+    num_tokens, in_features = x.shape
+    out_features = weight.shape[0]
+    inputs = (address(x, "x", dtype, (num_tokens, in_features)),
+              address(weight, "weight", dtype, (out_features, in_features)),
+              optional_address(bias, "bias", dtype, (out_features,)))
+    if num_tokens > DECODE_ROWS and not deterministic:
+        return _gemm(x, weight, bias, out)
+    if out is None:
+        out = x.new_empty(num_tokens, out_features)
+    _C.linear(pool, *inputs, address(out, "out", dtype, (num_tokens, out_features)),
+              num_tokens, in_features, out_features, code)
+    return out
+
+
+def _gemm(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
+    if out is None:
+        return F.linear(x, weight, bias)
+    address(out, "out", x.dtype, (x.shape[0], weight.shape[0]))
+    if bias is None:
+        return torch.mm(x, weight.t(), out=out)
+    return torch.addmm(bias, x, weight.t(), out=out)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None = None,
+             pool: ThreadPool, out: Tensor | None = None) -> Tensor:
+    """weight * (x / sqrt(mean(x^2) + eps)): fp32 statistics, the quotient rounded to x's dtype.
+
+    With `residual`, first `residual += x` in place, then the new residual is normalised.
+
+    Args:
+        x: [..., hidden_size].
+        weight: [hidden_size].
+        residual: like x, or None.
+        out: like x; may be x.
+
+    Returns:
+        [..., hidden_size].
+    """
+    code, dtype, shape = dtype_code(x, "x"), x.dtype, x.shape
+    check_rank(weight, "weight", ("hidden_size",))
+    hidden_size = weight.shape[0]
+    if not hidden_size or not shape or shape[-1] != hidden_size:
+        raise OptionError(f"x: expected shape [..., {hidden_size}], not empty, got {list(shape)}")
+    if out is None:
+        out = torch.empty_like(x)
+    _C.rms_norm(pool, address(x, "x", dtype, shape),
+                address(weight, "weight", dtype, (hidden_size,)),
+                optional_address(residual, "residual", dtype, shape),
+                address(out, "out", dtype, shape), x.numel() // hidden_size, hidden_size, eps, code)
+    return out
+
+
+def silu_and_mul(gate_up: Tensor, *, pool: ThreadPool, out: Tensor | None = None) -> Tensor:
+    """silu(gate) * up, silu rounded to the dtype before the product.
+
+    Args:
+        gate_up: [num_tokens, 2 * intermediate_size], gate first.
+        out: [num_tokens, intermediate_size].
+
+    Returns:
+        [num_tokens, intermediate_size].
+    """
+    code, dtype = dtype_code(gate_up, "gate_up"), gate_up.dtype
+    check_rank(gate_up, "gate_up", ("num_tokens", "2 * intermediate_size"))
+    num_tokens, width = gate_up.shape
+    if width % 2:
+        raise OptionError(f"gate_up: expected an even last dimension, got {list(gate_up.shape)}")
+    if out is None:
+        out = gate_up.new_empty(num_tokens, width // 2)
+    _C.silu_and_mul(pool, address(gate_up, "gate_up", dtype, (num_tokens, width)),
+                    address(out, "out", dtype, (num_tokens, width // 2)),
+                    num_tokens, width // 2, code)
+    return out
+
+
+def qk_norm_rope(qkv: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, cos_sin: Tensor, *,
+                 num_heads: int, num_kv_heads: int, eps: float, pool: ThreadPool) -> None:
+    """RMSNorm over head_dim, then rotate-half RoPE, on the q and k heads of `qkv` in place.
+
+    Args:
+        qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]: q heads, k heads, v heads.
+        q_weight, k_weight: [head_dim], or None: not normalised.
+        cos_sin: [num_tokens, head_dim] float32: cos of the head_dim/2 angles, then their sin;
+            rounded to qkv's dtype before use, as transformers does.
+    """
+    code, dtype = dtype_code(qkv, "qkv"), qkv.dtype
+    check_rank(qkv, "qkv", ("num_tokens", "(num_heads + 2 * num_kv_heads) * head_dim"))
+    check_rank(cos_sin, "cos_sin", ("num_tokens", "head_dim"))
+    num_tokens, width = qkv.shape
+    head_dim = cos_sin.shape[1]
+    if num_heads < 1 or num_kv_heads < 1 or head_dim < 2 or head_dim % 2:
+        raise OptionError("num_heads, num_kv_heads, head_dim: expected positive, head_dim even, "
+                          f"got {num_heads}, {num_kv_heads}, {head_dim}")
+    if width != (num_heads + 2 * num_kv_heads) * head_dim:
+        raise OptionError(f"qkv: expected width ({num_heads} + 2 * {num_kv_heads}) * {head_dim}, "
+                          f"got {width}")
+    _C.qk_norm_rope(pool, address(qkv, "qkv", dtype, (num_tokens, width)),
+                    optional_address(q_weight, "q_weight", dtype, (head_dim,)),
+                    optional_address(k_weight, "k_weight", dtype, (head_dim,)),
+                    address(cos_sin, "cos_sin", torch.float32, (num_tokens, head_dim)),
+                    num_tokens, num_heads, num_kv_heads, head_dim, eps, code)
