@@ -13,9 +13,6 @@ from torch import Tensor
 
 from pydstp import ops
 
-DECODE_ROWS = 8  # up to here a row of the native linear op does not depend on its neighbours
-
-
 @dataclass(frozen=True)
 class Context:
     """What every forward needs from its caller.
@@ -29,14 +26,14 @@ class Context:
 
 
 class KVArenas(Protocol):
-    """The K/V buffers of all layers, indexed by layer.
+    """The K/V buffers of all layers.
 
-    visual[layer_idx]: [max_batch, visual_capacity, 2, num_kv_heads, head_dim].
-    text[layer_idx]: [max_batch, text_capacity, 2, num_kv_heads, head_dim].
+    visual: [num_layers, max_batch, visual_capacity, 2, num_kv_heads, head_dim].
+    text: [num_layers, max_batch, text_capacity, 2, num_kv_heads, head_dim].
     """
 
-    visual: list[Tensor]
-    text: list[Tensor]
+    visual: Tensor
+    text: Tensor
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ class DecodePlan:
 
     def linear(self, x: Tensor, weight: Tensor, ctx: Context) -> Tensor:
         """x: [batch, in_features] -> [batch, out_features]; a row's bits do not depend on batch."""
-        return batch_invariant_linear(x, weight, ctx)
+        return ops.linear(x, weight, pool=ctx.pool, deterministic=True)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, cache: KVArenas, layer_idx: int, ctx: Context
@@ -127,14 +124,3 @@ class DecodePlan:
 
 
 Plan: TypeAlias = PrefillPlan | DecodePlan
-
-
-def batch_invariant_linear(x: Tensor, weight: Tensor, ctx: Context) -> Tensor:
-    """x @ weight.T in blocks of DECODE_ROWS rows.
-
-    x: [num_tokens, in_features] -> [num_tokens, out_features]; every row is computed alike whatever
-    stands beside it.
-    """
-    if len(x) <= DECODE_ROWS:
-        return ops.linear(x, weight, pool=ctx.pool)
-    return torch.cat([ops.linear(rows, weight, pool=ctx.pool) for rows in x.split(DECODE_ROWS)])

@@ -9,7 +9,7 @@ from pydstp.models.config import TextConfig
 from pydstp.models.layers import GatedMLP, Linear, RMSNorm
 from pydstp.models.moe import SparseMLP
 from pydstp.models.mrope import rotary_table
-from pydstp.models.plans import Context, KVArenas, Plan, batch_invariant_linear
+from pydstp.models.plans import Context, KVArenas, Plan
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,10 @@ class Decoder(nn.Module):
         return x
 
     def logits(self, x: Tensor, ctx: Context) -> Tensor:
-        """x: [num_rows, hidden_size], the rows asked for -> [num_rows, vocab_size] fp32."""
+        """x: [num_rows, hidden_size], the rows asked for -> [num_rows, vocab_size] fp32.
+
+        Final norm and head; a row's bits do not depend on the other rows.
+        """
         head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return batch_invariant_linear(self.norm(x, ctx), head.weight, ctx).float()
+        x = self.norm(x, ctx)
+        return ops.linear(x, head.weight, pool=ctx.pool, deterministic=True).float()

@@ -1,0 +1,40 @@
+"""What goes in and out of the modules on the way: both models use the checkpoint's names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+
+def stage_names(model: nn.Module) -> list[str]:
+    """Names of the modules whose rows are compared, in our tree."""
+    names = ["visual.patch_embed", "visual.merger", "language_model.norm"]
+    for stem in ("visual.blocks", "visual.deepstack_merger_list", "language_model.layers"):
+        names += [f"{stem}.{i}" for i in range(len(model.get_submodule(stem)))]
+    return names
+
+
+@contextmanager
+def record(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
+    """First inputs ("NAME in") and outputs ("NAME out") of one forward, as copies."""
+    seen: dict[str, Tensor] = {}
+
+    def hook(name: str):
+        def keep(module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> None:
+            first = args[0] if args else next(iter(kwargs.values()))
+            result = output[0] if isinstance(output, tuple) else output
+            seen[f"{name} in"], seen[f"{name} out"] = first.clone(), result.clone()
+
+        return keep
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(hook(name), with_kwargs=True)
+        for name in names
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
