@@ -23,8 +23,6 @@ NATIVE := CMakeLists.txt setup.py $(shell find csrc -name '*.*' -type f 2>/dev/n
 
 # See "Threads" in README.md: workers that spin while they wait cost far more than they gain.
 export OMP_WAIT_POLICY ?= passive
-# The emulated kernels are part of every build in this folder; an installed package leaves them out.
-export PYDSTP_SIMT := ON
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint sanitize bench clean
@@ -38,16 +36,16 @@ demo: $(VENV)/.built
 test: lint $(VENV)/.built
 	$(RUN) -m pytest -q $(TESTS)
 
-lint: $(VENV)/.test
+lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check --quiet .
 	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.h %.cpp %.cuh %.cu,$(NATIVE))
 
-sanitize: $(VENV)/.test
+sanitize: $(VENV)/.dev
 	tests/run_sanitized.sh $(RUN)
 
-bench: $(VENV)/.test $(VENV)/.built
-	$(RUN) benchmarks/make_random_checkpoint.py build/random-2b
-	$(RUN) benchmarks/bench_generate.py build/random-2b
+bench: $(VENV)/.dev $(VENV)/.built
+	$(RUN) -m benchmarks.make_random_checkpoint build/random-2b
+	$(RUN) -m benchmarks.bench_generate build/random-2b
 
 clean:
 	rm -rf $(VENV) build
@@ -63,8 +61,8 @@ $(VENV)/.installed: $(VENV)/.base pyproject.toml setup.py
 	$(PIP) --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.installed
-	$(PIP) --no-build-isolation --editable '.[test]'
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.installed $(NATIVE)

@@ -1,6 +1,6 @@
 """Write a Qwen3-VL checkpoint of real shape with random weights: for speed and memory, not sense.
 
-    python benchmarks/make_random_checkpoint.py FOLDER [--shape 2b|small|tiny] [--seed 0]
+    python -m benchmarks.make_random_checkpoint FOLDER [--shape 2b|small|tiny] [--seed 0]
 
 The names, shards and files are those of a real one; every tensor differs. The tokenizer is that of
 the embedded checkpoint, padded with fillers so that ids run as far as the real vocabulary.

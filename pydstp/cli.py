@@ -129,7 +129,8 @@ def add_engine_flags(command: argparse.ArgumentParser) -> None:
 def add_flags(group: argparse._ArgumentGroup, flags: Flags) -> None:
     """Add flags whose default is None: what is not given is left to the dataclass."""
     for name, options in flags:
-        group.add_argument(name, default=None, **options)
+        metavar = {"metavar": "N"} if options.get("type") in (int, float, pixels) else {}
+        group.add_argument(name, default=None, **{**metavar, **options})
 
 
 def given(options: argparse.Namespace, flags: Flags) -> dict[str, Any]:

@@ -1,0 +1,33 @@
+"""`pydstp inspect`: a report for people or programs; the status says whether it would load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydstp import cli
+from pydstp.weights import inspect
+from tests.checkpoints import tiny_qwen3_vl
+
+
+def test_a_good_checkpoint(model, capsys) -> None:
+    assert cli.main(["inspect", model]) == 0
+    assert capsys.readouterr().out == inspect(model).to_text() + "\n"
+
+
+def test_a_refused_checkpoint_names_every_reason(tmp_path: Path, capsys) -> None:
+    folder = tiny_qwen3_vl(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "qwen9_vl"
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").unlink()
+    assert cli.main(["inspect", str(folder), "--json"]) == 1
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert any("qwen9_vl" in problem for problem in problems)
+    assert any("tokenizer" in problem for problem in problems)
+
+
+def test_a_folder_that_is_not_there(capsys) -> None:
+    assert cli.main(["inspect", "no/such/folder"]) == 1
+    assert "no/such/folder" in capsys.readouterr().out
