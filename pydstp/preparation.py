@@ -41,6 +41,8 @@ class Preparation:
             ImageError, PromptError, CapacityError, OptionError: see the message.
         """
         started = time.perf_counter()
+        _require_type("sampling", sampling, SamplingParams)
+        _require_type("cancel", cancel, CancelToken)
         messages, images = chat.to_messages(prompt, as_list(images))
         processed = self.read_images(images)
         encoded = chat.build_prompt(self._template, self.tokenizer, messages,
@@ -155,6 +157,11 @@ def _spread(name: str, value: Any, count: int, *, allow_one: bool = True) -> lis
     if len(value) != count:
         raise OptionError(f"{name}: expected one entry per prompt ({count}), got {len(value)}")
     return list(value)
+
+
+def _require_type(name: str, value: Any, kind: type) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise OptionError(f"{name}: expected {kind.__name__} or None, got {type(value).__name__}")
 
 
 def _require_room(what: str, needed: int, option: str, limit: int) -> None:

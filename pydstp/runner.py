@@ -25,6 +25,9 @@ class Runner:
         self.cache = cache
         self.pool = pool
         self._layers = range(cache.geometry.num_layers)
+        self._workspace = ops.attention_workspace(
+            cache.geometry.max_batch, model.config.text.num_heads, cache.visible_indices,
+            cache.text[0])
 
     def prefill(self, seq: Sequence) -> np.ndarray:
         """Run the prompt, from `seq.num_cached` on, and fill the cache with it.
@@ -66,7 +69,8 @@ class Runner:
         plan = DecodePlan(
             seq_idx_rows=seq_idx, slot_idx=cache.append_text_rows(seq_idx.long()),
             visible_indices=cache.visible_indices, visible_len=cache.visible_len,
-            layer_to_group=cache.layer_to_group, text_len=cache.text_len)
+            layer_to_group=cache.layer_to_group, text_len=cache.text_len,
+            workspace=self._workspace)
         x = decoder.embed(torch.tensor([seq.new_ids[-1] for seq in sequences]))
         x = decoder.forward_layers(x, layers=self._layers, cos_sin=decoder.rotary(positions),
                                    cache=cache, plan=plan, ctx=ctx)

@@ -120,7 +120,7 @@ class Sequence:
 
     def result(self) -> Generation:
         """The finished request as its caller sees it."""
-        reasoning, text = self._split_reasoning()
+        reasoning, text = split_reasoning(self.prompt.text, self.answer.text)
         timings = self.timings
         timings.total_ms = 1e3 * (time.perf_counter() - self.started)
         num_visual = sum(length for _, length in self.prompt.image_spans)
@@ -133,11 +133,6 @@ class Sequence:
                                    image.shrunk) for image in self.images),
             logprobs=self.logprobs if self.sampling.logprobs is not None else None,
             seed=self.draw_key[0] if self.sampling.temperature else None, timings=timings)
-
-    def _split_reasoning(self) -> tuple[str | None, str]:
-        reasoning, text = split_thinking(self.answer.text)
-        is_cut_off = reasoning is None and self.prompt.text.rstrip().endswith("<think>")
-        return (text.strip(), "") if is_cut_off else (reasoning, text)
 
     def _note_time(self) -> None:
         now = time.perf_counter()
@@ -157,3 +152,16 @@ class Sequence:
             self.finish_reason, self.stop_reason = "stop", token_id
         elif len(self.new_ids) >= self.sampling.max_new_tokens:
             self.finish_reason = "length"
+
+
+def split_reasoning(prompt: str, answer: str) -> tuple[str | None, str]:
+    """(reasoning, answer), where the prompt or the answer itself opens a `<think>` part.
+
+    An answer that ends before the part is closed is all reasoning.
+    """
+    if not prompt.rstrip().endswith("<think>") and not answer.lstrip().startswith("<think>"):
+        return None, answer
+    reasoning, rest = split_thinking(answer)
+    if reasoning is None:
+        return answer.strip().removeprefix("<think>").strip(), ""
+    return reasoning, rest

@@ -1,6 +1,8 @@
 """Bad requests: typed errors, and an engine that answers the next one."""
 
 import io
+import struct
+from zlib import compress, crc32
 
 import pytest
 from PIL import Image
@@ -18,7 +20,7 @@ from pydstp.errors import (
 from tests.checkpoints import tiny_qwen3_vl
 from tests.engine.oracle import picture
 
-SHORT = SamplingParams(max_new_tokens=3, ignore_eos=True)
+SHORT = SamplingParams(temperature=0, max_new_tokens=3, ignore_eos=True)
 LIMITS = EngineConfig(max_batch=2, max_visual_tokens=40, max_text_tokens=60, max_images=3)
 
 
@@ -81,7 +83,11 @@ def test_an_error_in_a_batch_names_the_prompt(engine):
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(engine):
-    bomb = png(Image.new("1", (30_000, 30_000)))
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", compress(bytes(999)))
     with pytest.raises(ImageError, match="max_image_pixels|30000|900"):
         engine.generate(bomb, "x", SHORT)
 
