@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pydstp import ops
 
+
 @dataclass(frozen=True)
 class Context:
     """What every forward needs from its caller.

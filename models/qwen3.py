@@ -35,30 +35,23 @@ class Attention(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-        self.head_dim, self.eps = config.head_dim, config.rms_norm_eps
-        self.num_heads_per_part = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
-        self.qkv_proj = Linear(config.hidden_size, sum(self.num_heads_per_part) * config.head_dim)
-        self.o_proj = Linear(config.num_heads * config.head_dim, config.hidden_size)
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        num_heads, num_kv_heads, eps = config.num_heads, config.num_kv_heads, config.rms_norm_eps
+        self.head_dim = config.head_dim
+        self.num_heads_of_parts = (num_heads, num_kv_heads, num_kv_heads)
+        self.qk_norm_options = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "eps": eps}
+        self.qkv_proj = Linear(config.hidden_size, sum(self.num_heads_of_parts) * self.head_dim)
+        self.o_proj = Linear(num_heads * self.head_dim, config.hidden_size)
+        self.q_norm = RMSNorm(self.head_dim, eps)
+        self.k_norm = RMSNorm(self.head_dim, eps)
 
     def forward(
         self, x: Tensor, layer_idx: int, cos_sin: Tensor, cache: KVArenas, plan: Plan, ctx: Context
     ) -> Tensor:
         """x: [num_tokens, hidden_size] -> same shape; stores the K/V of its rows in the cache."""
         qkv = self.qkv_proj(x, plan, ctx)
-        ops.qk_norm_rope(
-            qkv,
-            self.q_norm.weight,
-            self.k_norm.weight,
-            cos_sin,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            eps=self.eps,
-            pool=ctx.pool,
-        )
-        q, k, v = qkv.view(len(x), -1, self.head_dim).split(self.num_heads_per_part, dim=1)
+        norms = self.q_norm.weight, self.k_norm.weight
+        ops.qk_norm_rope(qkv, *norms, cos_sin, **self.qk_norm_options, pool=ctx.pool)
+        q, k, v = qkv.view(len(x), -1, self.head_dim).split(self.num_heads_of_parts, dim=1)
         arenas = cache.visual[layer_idx], cache.text[layer_idx]
         ops.store_kv(k, v, *arenas, plan.seq_idx_rows, plan.slot_idx, pool=ctx.pool)
         out = plan.attend(q, k, v, cache, layer_idx, ctx)
