@@ -1,4 +1,4 @@
-"""Builds the extension by calling CMake, and maps models/ to pydstp.models. Metadata: pyproject.toml."""
+"""Builds the extension by calling CMake, and maps models/ to pydstp.models."""
 
 import os
 import shutil
@@ -23,7 +23,8 @@ class CMakeBuild(build_ext):
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build_dir = ROOT / "build" / "dev" if self.is_developer_build else Path(self.build_temp).resolve()
+        temporary = Path(self.build_temp).resolve()
+        build_dir = ROOT / "build" / "dev" if self.is_developer_build else temporary
         configure = [
             "cmake",
             "-S", str(ROOT),

@@ -127,10 +127,7 @@ class ImageProcessor:
         """
         section = _processor_section(Path(path))
         _refuse_unsupported(section)
-        file_min, file_max = _file_limits(section)
-        largest = _largest(max_pixels, file_min, file_max, device)
-        smallest = min(file_min, largest) if min_pixels is None else min_pixels
-        _require_limits(smallest, largest)
+        smallest, largest = _limits(section, min_pixels, max_pixels, device)
         processor = cls(
             patch_size=section.integer("patch_size"), merge_size=section.integer("merge_size"),
             temporal_patch_size=section.integer("temporal_patch_size"),
@@ -226,21 +223,26 @@ def _file_limits(section: Section) -> tuple[int, int]:
     return limits[0], limits[1]
 
 
-def _largest(max_pixels: Any, file_min: int, file_max: int, device: str) -> int:
+def _limits(section: Section, min_pixels: Any, max_pixels: Any, device: str) -> tuple[int, int]:
+    """What the caller asks for, and the defaults of `ImageProcessor.from_checkpoint`."""
+    file_min, file_max = _file_limits(section)
     if max_pixels == "checkpoint":
-        return file_max
-    if max_pixels is not None:
-        return max_pixels
-    return min(file_max, max(CPU_MAX_PIXELS, file_min)) if str(device) == "cpu" else file_max
-
-
-def _require_limits(min_pixels: Any, max_pixels: Any) -> None:
-    for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise OptionError(f"{name}: expected an integer >= 1, got {value!r}")
+        max_pixels = file_max
+    elif max_pixels is None:
+        on_cpu = torch.device(device).type == "cpu"
+        max_pixels = min(file_max, max(CPU_MAX_PIXELS, file_min)) if on_cpu else file_max
+    _require_positive("max_pixels", max_pixels)
+    min_pixels = min(file_min, max_pixels) if min_pixels is None else min_pixels
+    _require_positive("min_pixels", min_pixels)
     if min_pixels > max_pixels:
         raise OptionError(f"min_pixels: expected at most max_pixels = {max_pixels}, "
                           f"got {min_pixels}")
+    return min_pixels, max_pixels
+
+
+def _require_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(f"{name}: expected an integer >= 1, got {value!r}")
 
 
 def _per_channel(section: Section, key: str) -> tuple[float, ...]:

@@ -159,9 +159,6 @@ def split_reasoning(prompt: str, answer: str) -> tuple[str | None, str]:
 
     An answer that ends before the part is closed is all reasoning.
     """
-    if not prompt.rstrip().endswith("<think>") and not answer.lstrip().startswith("<think>"):
-        return None, answer
-    reasoning, rest = split_thinking(answer)
-    if reasoning is None:
-        return answer.strip().removeprefix("<think>").strip(), ""
-    return reasoning, rest
+    if prompt.rstrip().endswith("<think>"):
+        return split_thinking("<think>" + answer)
+    return split_thinking(answer) if answer.lstrip().startswith("<think>") else (None, answer)

@@ -16,17 +16,17 @@ struct ChunkView {
   int num_rows;
   int64_t head_dim;
   int64_t kv_offset;  // of the KV head within K
-  int64_t v_offset;   // from K to V
+  int64_t next_kv_offset;  // of the KV head that comes after it
+  int64_t v_offset;        // from K to V
   float scale;
 };
 
-// Row i of the chunk and the rows after it, the last one repeated: R pointers that may be read.
-template <typename T, int R>
-static inline void keys_from(const ChunkView<T>& c, int i, const T* (&keys)[R]) {
-  for (int r = 0; r < R; ++r) {
-    keys[r] = c.rows[min_of(i + r, c.num_rows - 1)] + c.kv_offset;
-    __builtin_prefetch(keys[r] + c.v_offset);
-  }
+// A row of the cache is a page of memory or less, so the hardware does not see the next one coming:
+// V is asked for while K is read, and the next head's K while V is read.
+template <typename T>
+static inline void prefetch(const T* p, int64_t n) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(p + i);
 }
 
 // scores[g][i] = scale * q[g] . k[i]
@@ -38,7 +38,10 @@ static inline void score_rows(const ChunkView<T>& c, const T* q,
   for (int g = 0; g < G; ++g) queries[g] = q + g * c.head_dim;
   for (int i = 0; i < c.num_rows; i += R) {
     const T* keys[R];
-    keys_from(c, i, keys);
+    for (int r = 0; r < R; ++r) {  // the last row is repeated instead of reading on
+      keys[r] = c.rows[min_of(i + r, c.num_rows - 1)] + c.kv_offset;
+      prefetch(keys[r] + c.v_offset, c.head_dim);
+    }
     float dots[G][R];
     dot_rows<T, G, R>(queries, keys, c.head_dim, dots);
     for (int g = 0; g < G; ++g)
@@ -67,13 +70,17 @@ static inline void exponentiate(float (&scores)[kAttentionChunk], int n, float* 
 template <typename T, int G, int W, bool kIsWhole = true>
 static inline void weigh_columns(const ChunkView<T>& c, const float (&p)[G][kAttentionChunk],
                                  int64_t column, float* out) {
-  F32 sums[G][W] = {};
+  F32 sums[G][W];
+  PYDSTP_UNROLL for (int j = 0; j < G * W; ++j) sums[j / W][j % W] = F32{};
   const int64_t n = kIsWhole ? kLanes : c.head_dim - column;
   const int64_t offset = c.v_offset + c.kv_offset + column;
   for (int i = 0; i < c.num_rows; ++i) {
-    for (int w = 0; w < W; ++w) {
+    prefetch(c.rows[i] + c.next_kv_offset + column, W * kLanes);
+    PYDSTP_UNROLL for (int w = 0; w < W; ++w) {
       const F32 v = load_first(c.rows[i] + offset + w * kLanes, n);
-      for (int g = 0; g < G; ++g) sums[g][w] = multiply_add(splat(p[g][i]), v, sums[g][w]);
+      PYDSTP_UNROLL for (int g = 0; g < G; ++g) {
+        sums[g][w] = multiply_add(splat(p[g][i]), v, sums[g][w]);
+      }
     }
   }
   for (int g = 0; g < G; ++g)

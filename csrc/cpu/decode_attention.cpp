@@ -90,6 +90,7 @@ void attend_chunk(const DecodeAttentionParams& p, const RowView& view, int64_t r
   const int64_t group = p.num_heads / p.arena.num_kv_heads;
   for (int64_t kv = kv_begin; kv < kv_end; ++kv) {
     c.kv_offset = kv * c.head_dim;
+    c.next_kv_offset = kv + 1 < kv_end ? c.kv_offset + c.head_dim : c.kv_offset;
     for (int64_t h = 0; h < group; h += kMaxHeadsTogether) {
       const int64_t head = kv * group + h;
       const T* q = static_cast<const T*>(p.q) + row * p.q_stride + head * c.head_dim;

@@ -7,7 +7,7 @@
 
 #if defined(PYDSTP_TIER_AVX2) || defined(PYDSTP_TIER_AVX512BF16)
 #include <immintrin.h>
-#elif defined(PYDSTP_TIER_EMULATED)
+#elif defined(PYDSTP_TIER_AVX512BF16_EMULATED)
 #include "emulated/avx512bf16.h"
 #endif
 
@@ -17,7 +17,7 @@
 namespace pydstp {
 namespace PYDSTP_TIER {
 
-#if defined(PYDSTP_TIER_AVX512BF16) || defined(PYDSTP_TIER_EMULATED)
+#if defined(PYDSTP_TIER_AVX512BF16) || defined(PYDSTP_TIER_AVX512BF16_EMULATED)
 constexpr int kLanes = 16;
 constexpr int kAccumulators = 16;  // independent sums that fill the FMA pipes
 #elif defined(PYDSTP_TIER_AVX2)
@@ -27,6 +27,9 @@ constexpr int kAccumulators = 8;
 constexpr int kLanes = 4;
 constexpr int kAccumulators = 8;
 #endif
+
+// Loops over registers must be unrolled, or the registers live in memory.
+#define PYDSTP_UNROLL _Pragma("GCC unroll 16")
 
 typedef float F32 __attribute__((vector_size(4 * kLanes)));
 typedef int32_t I32 __attribute__((vector_size(4 * kLanes)));
@@ -42,9 +45,14 @@ static inline F32 load(const float* p) {
 }
 
 static inline F32 load(const BFloat16* p) {
+#if defined(PYDSTP_TIER_AVX2)  // gcc 12 converts in two halves unless told
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return (F32)((U32)_mm256_cvtepu16_epi32(bits) << 16);
+#else
   U16 bits;
   memcpy(&bits, p, sizeof(bits));
   return (F32)(__builtin_convertvector(bits, U32) << 16);
+#endif
 }
 
 static inline void store(float* p, F32 x) { memcpy(p, &x, sizeof(x)); }
@@ -76,7 +84,7 @@ static inline void store_first(T* p, F32 x, int64_t n) {
 
 // a * b + c; one rounding where the tier has the instruction.
 static inline F32 multiply_add(F32 a, F32 b, F32 c) {
-#if defined(PYDSTP_TIER_AVX512BF16) || defined(PYDSTP_TIER_EMULATED)
+#if defined(PYDSTP_TIER_AVX512BF16) || defined(PYDSTP_TIER_AVX512BF16_EMULATED)
   return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(PYDSTP_TIER_AVX2)
   return (F32)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);

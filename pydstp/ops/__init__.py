@@ -3,8 +3,8 @@
 One function per op. Tensors are float32 or bfloat16 and lie on the CPU; all tensors of a call share
 one dtype unless said otherwise. `out` gives the result's memory: it has the result's shape and is
 contiguous. Ops know no autograd. A bad argument raises `OptionError`, which names it; `pool` is the
-`ThreadPool` the op runs on. Within one instruction set a row's result is the same bit for bit
-whatever other rows, and however many threads, are in the call (not so in the GEMM path of `linear`).
+`ThreadPool` the op runs on. Within one instruction set a row's result is the same, bit for bit,
+whatever other rows and however many threads are in the call (except in the GEMM path of `linear`).
 
 Ops on the cache skip indices they cannot obey and set bits in `status` (int32 [1]) if it is given:
 1 a sequence out of range, 2 a slot out of range, 4 a layer without a group, 8 a length out of

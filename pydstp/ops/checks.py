@@ -94,4 +94,5 @@ def _explain(
 
 
 def _not_contiguous(tensor: Tensor, name: str) -> str:
-    return f"{name}: expected contiguous rows, got strides {tensor.stride()} for {list(tensor.shape)}"
+    shape, strides = list(tensor.shape), list(tensor.stride())
+    return f"{name}: expected contiguous memory, got strides {strides} for shape {shape}"

@@ -47,5 +47,5 @@ def set_isa(tier: str | None) -> None:
 def set_simt_seed(seed: int) -> None:
     """For tests: the order in which the "simt" twins run blocks and threads; 0 is ascending."""
     if not hasattr(_C, "set_simt_seed"):
-        raise OptionError("set_simt_seed: this build has no simt twins (PYDSTP_SIMT=ON builds them)")
+        raise OptionError("set_simt_seed: this build has no simt twins (PYDSTP_SIMT=ON)")
     _C.set_simt_seed(seed)

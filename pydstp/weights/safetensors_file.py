@@ -171,6 +171,8 @@ class MappedFile:
         with open_regular(path) as file:
             # Private and writable, so that torch takes it without a warning; nothing writes to it.
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        if hasattr(mmap, "MADV_SEQUENTIAL"):
+            self._map.madvise(mmap.MADV_SEQUENTIAL)  # read ahead generously
 
     def rows(self, info: TensorInfo, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a tensor's first dimension, a view of the file where aligned.
