@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -169,34 +167,15 @@ def _wrong_shapes(tensors: list[tuple[TensorInfo, Placement]]) -> list[str]:
 
 
 def _materialise(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Give every parameter its place in one stretch of memory, each on a 64-byte boundary."""
-    sizes = {name: p.numel() * dtype.itemsize for name, p in model.named_parameters()}
-    memory = _allocate(sum(_aligned(size) for size in sizes.values()))
-    offset = 0
-    for path, module in model.named_modules():
-        for name, meta in list(module.named_parameters(recurse=False)):
-            data = torch.frombuffer(memory, dtype=dtype, count=meta.numel(), offset=offset)
-            parameter = nn.Parameter(data.view(meta.shape), requires_grad=False)
-            module.register_parameter(name, parameter)
-            offset += _aligned(sizes[f"{path}.{name}"])
-    return dict(model.named_parameters())
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // 64) * 64
-
-
-def _allocate(num_bytes: int) -> mmap.mmap:
-    """Memory on large pages where the system has them: they load 3x faster, and decode reads them
-    with fewer address translations. It is taken up as it is written to."""
+    """Give every parameter memory of its own, which is taken up as it is written to."""
     try:
-        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except (OSError, OverflowError) as error:
-        raise CapacityError(f"memory: {num_bytes} bytes of weights: {error}") from None
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without large pages
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
+        for module in model.modules():
+            for name, meta in list(module.named_parameters(recurse=False)):
+                data = torch.empty(meta.shape, dtype=dtype)
+                module.register_parameter(name, nn.Parameter(data, requires_grad=False))
+    except RuntimeError as error:
+        raise CapacityError(f"memory: no room for the weights ({error})") from None
+    return dict(model.named_parameters())
 
 
 def _copy(file: MappedFile, info: TensorInfo, place: Tensor, transposed: bool) -> None:
