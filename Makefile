@@ -11,6 +11,7 @@
 #   TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 #                        what pip installs as torch; by default an installed torch is reused
 #   TESTS=tests/cli      what `make test` runs
+#   DEMO="--task read"   what else `make demo` passes on
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -31,7 +32,7 @@ help:
 	@sed -n 's/^#   make /make /p' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.built
-	$(RUN) -m pydstp demo $(DEMO)
+	$(RUN) -m pydstp demo --output build/demo.png $(DEMO)
 
 test: lint $(VENV)/.built
 	$(RUN) -m pytest -q $(TESTS)
@@ -54,6 +55,7 @@ clean:
 # The stamps: each names what the step before it has finished.
 
 $(VENV)/.base: .ci/make_venv.py
+	@echo 'setting up $(VENV): minutes the first time, nothing after that'
 	$(PYTHON) .ci/make_venv.py $(VENV) --torch '$(TORCH)'
 	@touch $@
 

@@ -127,7 +127,7 @@ def to_markdown(record: dict[str, Any]) -> str:
                      *(common.show(result[key], digits) for key, digits in PHASES),
                      f"{1e3 / decode:.1f}", f"{model['predicted_ms_per_token'] / decode:.0%}",
                      f"{result['peak_rss_bytes'] / 2**30:.2f}"])
-    header = ["engine", "load s", "preprocess ms", "vision ms", "prefill ms", "first token ms",
+    header = ["engine", "import and load s", "preprocess ms", "vision ms", "prefill ms", "first token ms",
               "decode ms/token", "tokens/s", "of the read bandwidth", "peak RSS GiB"]
     packages = ", ".join(f"{k} {v}" for k, v in place["packages"].items() if v)
     return "\n".join([
@@ -145,7 +145,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         f"{model['cache_bytes'] / 1e9:.2f} GB of cache per token, read at "
         f"{model['read_bandwidth_gb_s']:.0f} GB/s (measured in this run): "
         f"{model['predicted_ms_per_token']:.0f} ms per token.",
-        f"The engines agree on the first {record['same_tokens']} tokens.", ""])
+        f"The first {record['same_tokens']} tokens are the same from every engine.", ""])
 
 
 def ratios(record: dict[str, Any]) -> list[str]:
