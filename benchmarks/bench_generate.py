@@ -127,8 +127,9 @@ def to_markdown(record: dict[str, Any]) -> str:
                      *(common.show(result[key], digits) for key, digits in PHASES),
                      f"{1e3 / decode:.1f}", f"{model['predicted_ms_per_token'] / decode:.0%}",
                      f"{result['peak_rss_bytes'] / 2**30:.2f}"])
-    header = ["engine", "import and load s", "preprocess ms", "vision ms", "prefill ms", "first token ms",
-              "decode ms/token", "tokens/s", "of the read bandwidth", "peak RSS GiB"]
+    header = ["engine", "import and load s", "preprocess ms", "vision ms", "prefill ms",
+              "first token ms", "decode ms/token", "tokens/s", "of the read bandwidth",
+              "peak RSS GiB"]
     packages = ", ".join(f"{k} {v}" for k, v in place["packages"].items() if v)
     return "\n".join([
         f"# One picture, one answer: {setup['checkpoint']}", "",
