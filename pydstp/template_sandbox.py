@@ -25,7 +25,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-BUDGET = 50_000_000  # one for each character that is read or written
+BUDGET = 20_000_000  # one for each character that is read or written
 STEP, CALL = 50, 500  # what an iteration and a call cost
 
 _REFUSED_FILTERS = ("format", "sum", "pprint", "xmlattr", "urlize")
@@ -33,6 +33,7 @@ _REFUSED_METHODS = {"format", "format_map", "translate", "to_bytes"}
 _MULTIPLYING = {"center", "ljust", "rjust", "zfill", "expandtabs", "replace", "join", "indent",
                 "batch", "slice"}
 _PRINTING = {"tojson", "string", "escape", "e", "forceescape", "urlencode", "join"}
+_SIZED = str | bytes | list | tuple | dict | range
 
 
 class TemplateSandbox(ImmutableSandboxedEnvironment):
@@ -112,7 +113,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         if name in _MULTIPLYING:
             self._pay(math.prod(_extent(operand) for operand in operands))
         else:
-            self._pay(sum(len(o) for o in operands if isinstance(o, str | list | tuple | dict)))
+            self._pay(sum(len(operand) for operand in operands if isinstance(operand, _SIZED)))
         if name in _PRINTING:
             for operand in operands:
                 self._pay_for_output(operand)
@@ -128,18 +129,18 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         if isinstance(obj, LoopContext):  # the next level of a recursive loop
             args = tuple(self._iterated(arg, STEP + self._text_len) for arg in args)
         result = super().call(context, obj, *args, **kwargs)
-        self._pay(len(result) if isinstance(result, str | list | tuple | dict | range) else 0)
+        self._pay(len(result) if isinstance(result, _SIZED) else 0)
         return result
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """`+`, `*`, `**` and `%`: the operators that can make much out of little."""
         if operator == "**" or (operator == "%" and isinstance(left, str)):
             raise SecurityError(f"chat templates may not use {operator} here")
-        if isinstance(left, str | list | tuple) or isinstance(right, str | list | tuple):
+        if isinstance(left, _SIZED) or isinstance(right, _SIZED):
             extents = (_extent(left), _extent(right))
             self._pay(math.prod(extents) if operator == "*" else sum(extents))
         elif isinstance(left, int) and isinstance(right, int):
-            self._pay((left.bit_length() + right.bit_length()) // 8)
+            self._pay(left.bit_length() * right.bit_length() // 64)
         return super().call_binop(context, operator, left, right)
 
 
@@ -169,7 +170,7 @@ def _text_len(node: nodes.Node) -> int:
 
 def _extent(operand: Any) -> int:
     """How often an operand can multiply another: its length, or its value."""
-    if isinstance(operand, str | list | tuple | dict):
+    if isinstance(operand, _SIZED):
         return max(1, len(operand))
     return max(1, abs(operand)) if isinstance(operand, int) else 1
 
