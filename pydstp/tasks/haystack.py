@@ -1,0 +1,41 @@
+"""`haystack`: several pictures, and the question says by a border or a star which one counts."""
+from __future__ import annotations
+
+import numpy as np
+
+from .draw import BORDERS, STAR, Grid
+from .grid import Example, cell_name, check_size, describe, finish, random_cell, random_grid
+
+KINDS = ("border", "star")
+MAX_IMAGES = 4
+SIDES = (2, 3, 4, 5)
+
+
+def dress(rng: np.random.Generator, grids: list[Grid], kind: str, target: int) -> str:
+    """Give the pictures different borders, or one of them a star; return what the prompt says."""
+    if kind == "star":
+        grids[target].marks[random_cell(rng, grids[target])] = STAR
+        return "star"
+    colours = [tuple(BORDERS)[index] for index in rng.permutation(len(BORDERS))]
+    for grid, colour in zip(grids, colours):
+        grid.border = colour
+    return f"{colours[target]} border"
+
+
+def make(rng: np.random.Generator, seed: int, rows: int | None = None, cols: int | None = None,
+         kind: str | None = None, num_images: int | None = None) -> Example:
+    """One example; `kind` is "border" or "star", `num_images` is 2..4, all of one size."""
+    rows, cols = check_size(rows or int(rng.choice(SIDES)), cols or int(rng.choice(SIDES)))
+    kind = kind or KINDS[rng.integers(len(KINDS))]
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {KINDS}, got {kind!r}")
+    count = int(rng.integers(2, MAX_IMAGES + 1)) if num_images is None else num_images
+    if not 2 <= count <= MAX_IMAGES:
+        raise ValueError(f"num_images: expected 2..{MAX_IMAGES}, got {count}")
+    grids = [random_grid(rng, rows, cols) for _ in range(count)]
+    target = int(rng.integers(count))
+    sign = dress(rng, grids, kind, target)
+    cell = random_cell(rng, grids[target])
+    prompt = f"In the picture with the {sign}, what is in cell {cell_name(*cell)}?"
+    return finish("haystack", seed, rng, grids, prompt, describe(grids[target], *cell), kind=kind,
+                  target=target, cells=[(target, *cell)])

@@ -1,0 +1,52 @@
+"""`locate`: name every cell that shows the thing described. The answer may lie anywhere."""
+from __future__ import annotations
+
+import numpy as np
+
+from .draw import ARROWS, Grid
+from .grid import Example, cell_name, choose_size, finish, random_grid
+
+KINDS = ("digit", "both")
+MAX_HITS = 4
+
+
+def thin_out(rng: np.random.Generator, grid: Grid, digit: int, arrow: int | None,
+             hits: int) -> None:
+    """Change digits until exactly `hits` cells match the digit (and the arrow, if given)."""
+    wanted = np.ones(grid.digits.shape, bool) if arrow is None else grid.arrows == arrow
+    match = wanted & (grid.digits == digit)
+    others = (digit + rng.integers(1, 10, grid.digits.shape)) % 10
+    grid.digits[match] = others[match]
+    chosen = rng.permutation(grid.digits.size)[:hits]
+    grid.digits.flat[chosen] = digit
+    if arrow is not None:
+        grid.arrows.flat[chosen] = arrow
+
+
+def matches(grid: Grid, digit: int, arrow: int | None) -> list[tuple[int, int]]:
+    """Cells (row, col) that match, in reading order."""
+    match = grid.digits == digit
+    if arrow is not None:
+        match &= grid.arrows == arrow
+    return [(int(row), int(col)) for row, col in np.argwhere(match)]
+
+
+def make(rng: np.random.Generator, seed: int, rows: int | None = None, cols: int | None = None,
+         kind: str | None = None, hits: int | None = None) -> Example:
+    """One example; `kind` is "digit" or "both" (digit and arrow), `hits` is 0..4."""
+    rows, cols = choose_size(rng, rows, cols)
+    kind = kind or KINDS[rng.integers(len(KINDS))]
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {KINDS}, got {kind!r}")
+    limit = min(MAX_HITS, rows * cols)
+    hits = int(rng.integers(limit + 1)) if hits is None else hits
+    if not 0 <= hits <= limit:
+        raise ValueError(f"hits: expected 0..{limit}, got {hits}")
+    grid = random_grid(rng, rows, cols)
+    digit, arrow = int(rng.integers(10)), int(rng.integers(4)) if kind == "both" else None
+    thin_out(rng, grid, digit, arrow, hits)
+    cells = matches(grid, digit, arrow)
+    thing = f"the digit {digit}" + ("" if arrow is None else f" with an arrow {ARROWS[arrow]}")
+    answer = ", ".join(cell_name(*cell) for cell in cells) or "none"
+    return finish("locate", seed, rng, [grid], f"Which cells show {thing}?", answer, kind=kind,
+                  digit=digit, arrow=arrow, cells=[(0, *cell) for cell in cells])
