@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pydstp import ops
+from pydstp.models.gemm import gemm
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class PrefillPlan:
 
     def linear(self, x: Tensor, weight: Tensor, ctx: Context) -> Tensor:
         """x: [num_tokens, in_features] -> [num_tokens, out_features]."""
-        return F.linear(x, weight)
+        return gemm(x, weight)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, cache: KVArenas, layer_idx: int, ctx: Context

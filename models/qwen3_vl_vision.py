@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pydstp.models.config import VisionConfig
+from pydstp.models.gemm import Dense, gemm
 from pydstp.models.vision_positions import axial_rotary, interpolated_positions, rotate
 
 NORM_EPS = 1e-6
@@ -41,7 +42,7 @@ class PatchEmbed(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         """pixel_values: [num_patches, patch_dim] -> [num_patches, hidden_size], weight dtype."""
         weight = self.proj.weight.flatten(1)
-        return F.linear(pixel_values.to(weight.dtype), weight, self.proj.bias)
+        return gemm(pixel_values.to(weight.dtype), weight, self.proj.bias)
 
 
 class VisionAttention(nn.Module):
@@ -50,8 +51,8 @@ class VisionAttention(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv = Dense(config.hidden_size, 3 * config.hidden_size)
+        self.proj = Dense(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, cos_sin: Tensor, segments: list[int]) -> Tensor:
         """x: [num_patches, hidden_size], segments: patches of each image -> same shape as x."""
@@ -67,8 +68,8 @@ class VisionMLP(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.linear_fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.linear_fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.linear_fc1 = Dense(config.hidden_size, config.intermediate_size)
+        self.linear_fc2 = Dense(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [num_patches, hidden_size] -> same shape."""
@@ -102,8 +103,8 @@ class PatchMerger(nn.Module):
         self.merged_size = config.hidden_size * config.merge_unit
         norm_size = self.merged_size if norm_after_merge else config.hidden_size
         self.norm = nn.LayerNorm(norm_size, eps=NORM_EPS)
-        self.linear_fc1 = nn.Linear(self.merged_size, self.merged_size)
-        self.linear_fc2 = nn.Linear(self.merged_size, config.out_hidden_size)
+        self.linear_fc1 = Dense(self.merged_size, self.merged_size)
+        self.linear_fc2 = Dense(self.merged_size, config.out_hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [num_patches, hidden_size] -> [num_patches / merge_unit, out_hidden_size]."""

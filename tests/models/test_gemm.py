@@ -1,0 +1,41 @@
+"""The product of many rows: the library's own, or widened by blocks where bf16 is slow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pydstp import ops
+from pydstp.models import gemm as module
+from pydstp.models.gemm import gemm
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (9, 33, 7), (40, 64, 96), (3, 97, 769)], ids=str)
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("is_native", [False, True])
+@pytest.mark.parametrize("block", [64, 1 << 21])
+def test_bf16_is_no_worse_than_the_library(
+    shape: tuple[int, int, int],
+    has_bias: bool,
+    is_native: bool,
+    block: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "WEIGHT_BLOCK", block)
+    monkeypatch.setattr(ops, "cpu_features", lambda: {"avx512bf16": is_native})
+    num_rows, in_features, out_features = shape
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(num_rows, in_features, generator=generator).bfloat16()
+    weight = torch.randn(out_features, in_features, generator=generator).bfloat16()
+    bias = torch.randn(out_features, generator=generator).bfloat16() if has_bias else None
+    exact = F.linear(x.double(), weight.double(), bias.double() if has_bias else None)
+    ours, library = gemm(x, weight, bias), F.linear(x, weight, bias)
+    assert ours.dtype == torch.bfloat16
+    library_error = (library.double() - exact).abs().max()
+    assert (ours.double() - exact).abs().max() <= 2 * library_error + 1e-6
+
+
+def test_fp32_is_the_library() -> None:
+    x, weight, bias = torch.randn(20, 30), torch.randn(40, 30), torch.randn(40)
+    assert torch.equal(gemm(x, weight, bias), F.linear(x, weight, bias))
