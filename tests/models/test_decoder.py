@@ -47,6 +47,30 @@ def test_layers_may_run_in_parts(model: Qwen3VL, ctx: Context) -> None:
     assert torch.equal(x, before), "forward_layers must leave its input as it was"
 
 
+def test_a_prompt_may_be_cut_inside_an_image(model: Qwen3VL, ctx: Context) -> None:
+    decoder, inputs = model.language_model, make_inputs(model.config, ((4, 6),))
+    vision = model.encode_images(inputs.pixel_values, inputs.grids, ctx)
+    x, deepstack = model.embed(inputs.input_ids, vision)
+    cos_sin = decoder.rotary(model.positions(inputs.input_ids, inputs.grids)[0])
+    is_visual = inputs.input_ids == model.config.image_token_id
+    results = []
+    for cuts in ([0, len(x)], [0, 8, 10, len(x)]):  # the image is at 6 to 12
+        cache, parts = TinyCache(decoder), []
+        for rows in (slice(*ends) for ends in zip(cuts, cuts[1:])):
+            here = (deepstack.positions >= rows.start) & (deepstack.positions < rows.stop)
+            features = [feature[here] for feature in deepstack.features]
+            kwargs = {
+                "cos_sin": cos_sin[rows],
+                "plan": cache.prefill_plan(0, is_visual[rows]),
+                "deepstack": DeepStack(features, deepstack.positions[here] - rows.start),
+            }
+            parts.append(
+                decoder.forward_layers(x[rows], layers=range(4), cache=cache, ctx=ctx, **kwargs)
+            )
+        results.append(torch.cat(parts))
+    assert gap(results[1], results[0]) <= TOLERANCE
+
+
 def test_cached_keys_and_values_equal_transformers(ctx: Context) -> None:
     path = tiny_qwen3_vl()
     oracle = reference_model(path)
