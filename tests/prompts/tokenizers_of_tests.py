@@ -16,6 +16,30 @@ NUM_BPE_TOKENS = 1500
 FORMS = ("tokenizer.json", "tokenizer.json alone", "vocab and merges",
          "vocab and added_tokens.json")
 
+WRITTEN_STRINGS = (
+    "", " ", "  ", "\n", "\r\n", "\n\n\n", "\t", " \n ", "a", " a", "a ", "  a  b   c ",
+    "Hello, world!", "I'm you're HE'LL we'VE it'd ISN'T o'clock", "''s 's's", "x=1;y=2",
+    "1234567890", "3.14e-10", "1,000,000", "½ ² ٣ ४ 五 Ⅷ", "a1b2c3", "2024-02-30T25:61",
+    "naïve café", "nai\u0308ve cafe\u0301", "\u1e9b\u0323", "\u212b \u2126", "ﬁ ﬂ ™ ①",
+    "한국어", "\u1112\u1161\u11ab", "日本語のテキスト", "中文，标点。", "ไทย", "हिन्दी", "עברית",
+    "العربية", "Ελληνικά", "русский", "ქართული", "አማርኛ", "🙂", "👨‍👩‍👧‍👦", "🇩🇪🇫🇷", "👍🏽", "❤️",
+    "\u200b\u200d\ufeff", "a\u0300\u0301\u0302", "\u0000\u0001\x7f", "\x85\u2028\u2029",
+    "\u00a0nbsp\u00a0", "\u3000full", "tab\tand\vvt\ffeed", "trailing   \n   spaces  \n",
+    "<|im_start|>user\nhi<|im_end|>\n", "<|vision_start|><|image_pad|><|vision_end|>",
+    "<think>\nwell\n</think>\n\nyes", "<|im_start|", "|im_end|>", "<|IM_END|>", "<tool_call>{}",
+    "a<|endoftext|>b", " <|im_end|> ", "<|im_end|><|im_end|>", "<<|im_end|>>",
+    "def f(x):\n\treturn x**2  # ok\n", "https://a.b/c?d=e&f=%20#g", "{\"k\": [1, null]}",
+    "$x^2$ \\alpha \\n", "@#$%^&*()_+-=[]{}|;:'\",.<>/?`~", "....", "-----", "!!!???\n\n",
+    "ß ẞ ſ İ ı", "x" * 300, "ab " * 100, "\n" * 50, " " * 70 + "x", "é" * 40, "🙂" * 20,
+    "\U0010ffff", "\ue000", "\U000e0001", "Zalgo̴̢", "ﷺ", "\u202eabc\u202c",
+)
+
+CHARACTER_RANGES = (
+    (32, 127), (32, 127), (9, 33), (160, 0x250), (0x300, 0x370), (0x370, 0x530), (0x590, 0x700),
+    (0x900, 0xE80), (0x1100, 0x1200), (0x2000, 0x2100), (0x2190, 0x2C00), (0x3000, 0x3100),
+    (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0xFB00, 0xFFFE), (0x1F300, 0x1FAFF),
+)
+
 
 @cache
 def trained() -> Tokenizer:
@@ -77,37 +101,17 @@ def _token_entry(name: str, special: bool) -> dict[str, object]:
 @cache
 def odd_strings() -> tuple[str, ...]:
     """A few hundred strings: written ones first, then random ones out of many scripts."""
-    written = [
-        "", " ", "  ", "\n", "\r\n", "\n\n\n", "\t", " \n ", "a", " a", "a ", "  a  b   c ",
-        "Hello, world!", "I'm you're HE'LL we'VE it'd ISN'T o'clock", "''s 's's", "x=1;y=2",
-        "1234567890", "3.14e-10", "1,000,000", "½ ² ٣ ४ 五 Ⅷ", "a1b2c3", "2024-02-30T25:61",
-        "naïve café", "nai\u0308ve cafe\u0301", "\u1e9b\u0323", "\u212b \u2126", "ﬁ ﬂ ™ ①",
-        "한국어", "\u1112\u1161\u11ab", "日本語のテキスト", "中文，标点。", "ไทย", "हिन्दी", "עברית",
-        "العربية", "Ελληνικά", "русский", "ქართული", "አማርኛ", "🙂", "👨‍👩‍👧‍👦", "🇩🇪🇫🇷", "👍🏽", "❤️",
-        "\u200b\u200d\ufeff", "a\u0300\u0301\u0302", "\u0000\u0001\x7f", "\x85\u2028\u2029",
-        "\u00a0nbsp\u00a0", "\u3000full", "tab\tand\vvt\ffeed", "trailing   \n   spaces  \n",
-        "<|im_start|>user\nhi<|im_end|>\n", "<|vision_start|><|image_pad|><|vision_end|>",
-        "<think>\nwell\n</think>\n\nyes", "<|im_start|", "|im_end|>", "<|IM_END|>", "<tool_call>{}",
-        "a<|endoftext|>b", " <|im_end|> ", "<|im_end|><|im_end|>", "<<|im_end|>>",
-        "def f(x):\n\treturn x**2  # ok\n", "https://a.b/c?d=e&f=%20#g", "{\"k\": [1, null]}",
-        "$x^2$ \\alpha \\n", "@#$%^&*()_+-=[]{}|;:'\",.<>/?`~", "....", "-----", "!!!???\n\n",
-        "ß ẞ ſ İ ı", "x" * 300, "ab " * 100, "\n" * 50, " " * 70 + "x", "é" * 40, "🙂" * 20,
-        "\U0010ffff", "\ue000", "\U000e0001", "Zalgo̴̢", "ﷺ", "\u202eabc\u202c",
-    ]
     rng = np.random.default_rng(7)
-    ranges = [(32, 127), (32, 127), (9, 33), (160, 0x250), (0x300, 0x370), (0x370, 0x530),
-              (0x590, 0x700), (0x900, 0xE80), (0x1100, 0x1200), (0x2000, 0x2100), (0x2190, 0x2C00),
-              (0x3000, 0x3100), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0xFB00, 0xFFFE),
-              (0x1F300, 0x1FAFF)]
 
     def stretch() -> str:
-        low, high = ranges[rng.integers(len(ranges))]
+        low, high = CHARACTER_RANGES[rng.integers(len(CHARACTER_RANGES))]
         return "".join(map(chr, rng.integers(low, high, rng.integers(1, 12))))
 
     names = [name for name, _ in ADDED_TOKENS]
+    strings = list(WRITTEN_STRINGS)
     for _ in range(400):
         parts = [stretch() for _ in range(rng.integers(1, 7))]
         if rng.random() < 0.2:
             parts.insert(rng.integers(len(parts) + 1), names[rng.integers(len(names))])
-        written.append("".join(parts))
-    return tuple(written)
+        strings.append("".join(parts))
+    return tuple(strings)
