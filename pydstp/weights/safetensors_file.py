@@ -82,7 +82,7 @@ def _parse(path: Path, header: bytes) -> dict[str, Any]:
     if not header.startswith(b"{"):
         raise CheckpointError(f"{path}: the header does not start with an opening brace")
     try:
-        parsed = json.loads(header.decode("utf-8"), object_pairs_hook=_unique)
+        parsed = json.loads(header.decode("utf-8"), object_pairs_hook=_unique, parse_int=_natural)
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path}: the header is not UTF-8 ({error.reason})") from None
     except (ValueError, RecursionError) as error:
@@ -91,6 +91,11 @@ def _parse(path: Path, header: bytes) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not all(map(_is_text, metadata.values())):
         raise CheckpointError(f"{path}: __metadata__ must map strings to strings")
     return parsed
+
+
+def _natural(digits: str) -> int | float:
+    """Signed numbers, "-0" too, become floats, which no size accepts."""
+    return int(digits) if digits.isdigit() else float(digits)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
