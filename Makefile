@@ -25,6 +25,9 @@ NATIVE := CMakeLists.txt setup.py $(shell find csrc -name '*.*' -type f 2>/dev/n
 # See "Threads" in README.md: workers that spin while they wait cost far more than they gain.
 export OMP_WAIT_POLICY ?= passive
 
+# cmake, ninja and the linters may have come with pip, here or beside the PYTHON that is reused.
+export PATH := $(abspath $(VENV))/bin:$(dir $(shell command -v $(PYTHON))):$(PATH)
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint sanitize bench clean
 
@@ -38,8 +41,8 @@ test: lint $(VENV)/.built
 	$(RUN) -m pytest -q $(TESTS)
 
 lint: $(VENV)/.dev
-	$(VENV)/bin/ruff check --quiet .
-	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.h %.cpp %.cuh %.cu,$(NATIVE))
+	ruff check --quiet .
+	clang-format --dry-run -Werror $(filter %.h %.cpp %.cuh %.cu,$(NATIVE))
 
 sanitize: $(VENV)/.dev
 	tests/run_sanitized.sh $(RUN)

@@ -76,10 +76,10 @@ def main() -> None:
                  "choose another with PYTHON=python3.x")
     if options.has_torch:
         sys.exit(0 if torch_in_range() else 1)
-    python = options.folder / "bin" / "python"
+    torch = options.torch or None  # the Makefile passes an empty string for "not given"
     if not (options.folder / "bin" / "pip").exists():
-        create(options.folder, share_packages=options.torch is None and torch_in_range())
-    install(python, options.torch or None)
+        create(options.folder, share_packages=torch is None and torch_in_range())
+    install(options.folder / "bin" / "python", torch)
 
 
 if __name__ == "__main__":
