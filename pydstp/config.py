@@ -57,7 +57,7 @@ class EngineConfig:
     max_visual_tokens: int = 4096
     max_text_tokens: int = 4096
     max_images: int = 16
-    max_image_pixels: int = 100_000_000
+    max_image_pixels: int = 80_000_000
     min_pixels: int | None = None
     max_pixels: int | Literal["checkpoint"] | None = None
     num_threads: int | None = None

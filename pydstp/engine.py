@@ -10,10 +10,10 @@ from os import PathLike
 from typing import Any
 
 from pydstp import ops, weights
-from pydstp.chat import ChatTemplate
+from pydstp.chat import IMAGE_TOKEN, ChatTemplate
 from pydstp.config import EngineConfig, SamplingParams
 from pydstp.conversation import Chat
-from pydstp.errors import CancelledError, OptionError, PydstpError
+from pydstp.errors import CancelledError, CheckpointError, OptionError, PydstpError
 from pydstp.generation import CancelToken, Generation
 from pydstp.image import ImageProcessor
 from pydstp.kv_cache import CacheGeometry, KVCache
@@ -202,11 +202,26 @@ def _cache_geometry(model: VLMConfig, config: EngineConfig) -> CacheGeometry:
 def _open_preparation(checkpoint: weights.Checkpoint, model: VLMConfig,
                       config: EngineConfig) -> Preparation:
     tokenizer = Tokenizer.from_checkpoint(checkpoint.path)
+    _check_token_ids(tokenizer, model, checkpoint)
     template = ChatTemplate.from_checkpoint(checkpoint.path)
     processor = ImageProcessor.from_checkpoint(
         checkpoint.path, min_pixels=config.min_pixels, max_pixels=config.max_pixels)
     return Preparation(tokenizer, template, processor, model, checkpoint.generation_config, config)
 
+
+
+def _check_token_ids(tokenizer: Tokenizer, model: VLMConfig,
+                     checkpoint: weights.Checkpoint) -> None:
+    """The tokenizer and the model must mean the same by a placeholder, and ids must have rows."""
+    placeholder = tokenizer.added_tokens.get(IMAGE_TOKEN)
+    if placeholder != model.image_token_id:
+        raise CheckpointError(f"{checkpoint.config_path}: image_token_id: expected the id of "
+                              f"{IMAGE_TOKEN} in the tokenizer, {placeholder}, "
+                              f"got {model.image_token_id}")
+    if tokenizer.vocab_size > model.text.vocab_size:
+        raise CheckpointError(f"{checkpoint.config_path}: vocab_size: expected at least the "
+                              f"{tokenizer.vocab_size} ids of the tokenizer, "
+                              f"got {model.text.vocab_size}")
 
 
 def _num_processors() -> int:

@@ -53,7 +53,7 @@ class ImageInfo:
         original_size: (width, height) in pixels, as it came (EXIF orientation applied).
         resized: (width, height) in pixels, as the vision tower saw it.
         num_tokens: visual tokens it became.
-        shrunk: True if `max_pixels` made it smaller than the model would have taken.
+        shrunk: True if `max_pixels`, the file's own limit or a lower one, made it smaller.
     """
 
     original_size: tuple[int, int]

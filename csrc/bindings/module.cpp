@@ -15,6 +15,9 @@ void bind_runtime(py::module_& m) {
   m.def("available_tiers", &available_tiers);
   m.def("current_tier", &current_tier);
   m.def("set_tier", &set_tier);
+#ifdef PYDSTP_WITH_SIMT
+  m.def("set_simt_seed", &set_simt_seed);
+#endif
   m.def("cpu_features", [] {
     py::dict features;
     for (const auto& [name, has] : cpu_features()) features[name.c_str()] = has;

@@ -7,7 +7,6 @@
 namespace pydstp {
 namespace PYDSTP_TIER {
 
-constexpr int64_t kMaxHeadsTogether = 8;     // query heads that share one read of K and V
 constexpr int64_t kElementsPerPart = 32768;  // less is not worth waking a thread
 
 template <typename T>
@@ -15,7 +14,7 @@ struct ChunkView {
   const T* rows[kAttentionChunk];  // each [2, num_kv_heads, head_dim]
   int num_rows;
   int64_t head_dim;
-  int64_t kv_offset;  // of the KV head within K
+  int64_t kv_offset;       // of the KV head within K
   int64_t next_kv_offset;  // of the KV head that comes after it
   int64_t v_offset;        // from K to V
   float scale;
@@ -49,16 +48,16 @@ static inline void score_rows(const ChunkView<T>& c, const T* q,
   }
 }
 
-// Scores become p = exp(score - maximum); *maximum and *sum are theirs. Entries from n on become 0.
-static inline void exponentiate(float (&scores)[kAttentionChunk], int n, float* maximum,
-                                float* sum) {
+// Scores become p = exp(score - maximum); *maximum and *sum are theirs. Entries from n on become 0,
+// and without any entry the maximum is -inf: such a chunk weighs nothing in the merge.
+static void exponentiate(float (&scores)[kAttentionChunk], int n, float* maximum, float* sum) {
   for (int i = n; i < kAttentionChunk; ++i) scores[i] = -__builtin_inff();
   F32 peaks = load(scores);
   for (int i = kLanes; i < kAttentionChunk; i += kLanes) peaks = larger(load(scores + i), peaks);
   *maximum = max_lanes(peaks);
   F32 sums = {};
   for (int i = 0; i < kAttentionChunk; i += kLanes) {
-    const F32 p = exp_of(load(scores + i) - *maximum);
+    const F32 p = n > 0 ? exp_of(load(scores + i) - *maximum) : F32{};
     store(scores + i, p);
     sums += p;
   }
@@ -107,19 +106,20 @@ static void attend_group(const ChunkView<T>& c, const T* q, float* partial) {
   }
 }
 
-// partial: [num_heads, head_dim + 2], per head the weighted sum of V, the maximum, the sum of p.
+// The chunk's part for the query heads of one KV head. partial: [num_heads, head_dim + 2], per head
+// the weighted sum of V, the maximum, the sum of p.
 template <typename T>
 static void attend_heads(const ChunkView<T>& c, int64_t num_heads, const T* q, float* partial) {
-  using Attend = void (*)(const ChunkView<T>&, const T*, float*);
-  constexpr Attend kByHeads[kMaxHeadsTogether] = {
-      attend_group<T, 1>, attend_group<T, 2>, attend_group<T, 3>, attend_group<T, 4>,
-      attend_group<T, 5>, attend_group<T, 6>, attend_group<T, 7>, attend_group<T, 8>};
-  if (c.num_rows > 0) return kByHeads[num_heads - 1](c, q, partial);
-  for (int64_t h = 0; h < num_heads; ++h) {  // weighs nothing in the merge
-    float* head = partial + h * (c.head_dim + 2);
-    for (int64_t i = 0; i < c.head_dim + 2; ++i) head[i] = 0.0f;
-    head[c.head_dim] = -__builtin_inff();
-  }
+  const int64_t stride = c.head_dim + 2;
+  int64_t h = 0;
+  const auto attend = [&](auto attend_group, int64_t count) {
+    attend_group(c, q + h * c.head_dim, partial + h * stride);
+    h += count;
+  };
+  while (num_heads - h >= 8) attend(attend_group<T, 8>, 8);
+  if (num_heads - h >= 4) attend(attend_group<T, 4>, 4);
+  if (num_heads - h >= 2) attend(attend_group<T, 2>, 2);
+  if (num_heads - h >= 1) attend(attend_group<T, 1>, 1);
 }
 
 // out = one head's softmax over all its chunks; zeros when there is nothing to attend to.

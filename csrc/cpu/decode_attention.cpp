@@ -91,11 +91,8 @@ void attend_chunk(const DecodeAttentionParams& p, const RowView& view, int64_t r
   for (int64_t kv = kv_begin; kv < kv_end; ++kv) {
     c.kv_offset = kv * c.head_dim;
     c.next_kv_offset = kv + 1 < kv_end ? c.kv_offset + c.head_dim : c.kv_offset;
-    for (int64_t h = 0; h < group; h += kMaxHeadsTogether) {
-      const int64_t head = kv * group + h;
-      const T* q = static_cast<const T*>(p.q) + row * p.q_stride + head * c.head_dim;
-      attend_heads(c, min_of(kMaxHeadsTogether, group - h), q, partial_of(p, row, chunk, head));
-    }
+    const T* q = static_cast<const T*>(p.q) + row * p.q_stride + kv * group * c.head_dim;
+    attend_heads(c, group, q, partial_of(p, row, chunk, kv * group));
   }
 }
 

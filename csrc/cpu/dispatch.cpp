@@ -31,6 +31,24 @@ bool has_avx512bf16() {
 }
 #endif
 
+#ifdef PYDSTP_WITH_SIMT
+template <typename Params, void (*kTwin)(const Params&)>
+void without_pool(const Params& p, ThreadPool&) {
+  kTwin(p);
+}
+
+// linear has no twin: on a GPU it is the library's.
+Tier simt_twins() {
+  return {
+      "simt",
+      {portable::linear, without_pool<RmsNormParams, rms_norm_simt>,
+       without_pool<SiluAndMulParams, silu_and_mul_simt>,
+       without_pool<QkNormRopeParams, qk_norm_rope_simt>,
+       without_pool<DecodeAttentionParams, decode_attention_simt>,
+       without_pool<StoreKvParams, store_kv_simt>, without_pool<GatherKvParams, gather_kv_simt>}};
+}
+#endif
+
 std::vector<Tier> find_tiers() {
   std::vector<Tier> tiers;
 #ifdef __x86_64__
@@ -40,9 +58,7 @@ std::vector<Tier> find_tiers() {
   tiers.push_back(PYDSTP_TIER_OF(portable));
 #ifdef PYDSTP_WITH_SIMT
   tiers.push_back(PYDSTP_TIER_OF(avx512bf16_emulated));
-  tiers.push_back({"simt",
-                   {portable::linear, simt::rms_norm, simt::silu_and_mul, simt::qk_norm_rope,
-                    simt::decode_attention, simt::store_kv, simt::gather_kv}});
+  tiers.push_back(simt_twins());
 #endif
   return tiers;
 }

@@ -8,8 +8,7 @@ namespace pydstp {
 namespace PYDSTP_TIER {
 namespace {
 
-constexpr int64_t kTokens = 8;            // tokens that share one pass over the weights
-constexpr int64_t kTileRows = 64;         // weight rows that stay in cache between token blocks
+constexpr int64_t kTileRows = 64;         // weight rows that stay in cache between blocks of tokens
 constexpr int64_t kBytesPerPart = 65536;  // less is not worth waking a thread
 
 // Weight rows [begin, end) against M tokens from `token` on.
@@ -33,20 +32,23 @@ void multiply_rows(const LinearParams& p, int64_t token, int64_t begin, int64_t 
   }
 }
 
+// All tokens against weight rows [begin, end), in the largest blocks that have a kernel.
+template <typename T>
+void multiply_tile(const LinearParams& p, int64_t begin, int64_t end) {
+  int64_t token = 0;
+  for (; token + 8 <= p.num_tokens; token += 8) multiply_rows<T, 8>(p, token, begin, end);
+  if (p.num_tokens - token >= 4) multiply_rows<T, 4>(p, token, begin, end), token += 4;
+  if (p.num_tokens - token >= 2) multiply_rows<T, 2>(p, token, begin, end), token += 2;
+  if (p.num_tokens - token >= 1) multiply_rows<T, 1>(p, token, begin, end);
+}
+
 template <typename T>
 void multiply(const LinearParams& p, ThreadPool& pool) {
-  using Multiply = void (*)(const LinearParams&, int64_t, int64_t, int64_t);
-  constexpr Multiply kByTokens[kTokens] = {
-      multiply_rows<T, 1>, multiply_rows<T, 2>, multiply_rows<T, 3>, multiply_rows<T, 4>,
-      multiply_rows<T, 5>, multiply_rows<T, 6>, multiply_rows<T, 7>, multiply_rows<T, 8>};
   const int64_t row_bytes = max_of(1, p.in_features * static_cast<int64_t>(sizeof(T)));
   const int64_t grain = ceil_div(kBytesPerPart, row_bytes);
-  pool.parallel_for(0, p.out_features, grain, [&p, &kByTokens](int64_t begin, int64_t end) {
+  pool.parallel_for(0, p.out_features, grain, [&p](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; row += kTileRows) {
-      for (int64_t token = 0; token < p.num_tokens; token += kTokens) {
-        const int64_t count = min_of(kTokens, p.num_tokens - token);
-        kByTokens[count - 1](p, token, row, min_of(row + kTileRows, end));
-      }
+      multiply_tile<T>(p, row, min_of(row + kTileRows, end));
     }
   });
 }

@@ -45,12 +45,12 @@ static inline F32 load(const float* p) {
 }
 
 static inline F32 load(const BFloat16* p) {
-#if defined(PYDSTP_TIER_AVX2)  // gcc 12 converts in two halves unless told
+#if defined(PYDSTP_TIER_AVX2)  // gcc 12 converts in halves unless it is told the instruction
   const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return (F32)((U32)_mm256_cvtepu16_epi32(bits) << 16);
 #elif defined(PYDSTP_TIER_AVX512BF16)
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return (F32)((U32)_mm512_cvtepu16_epi32(bits) << 16);
+  return (F32)((U32)_mm512_maskz_cvtepu16_epi32(0xffff, bits) << 16);
 #else
   U16 bits;
   memcpy(&bits, p, sizeof(bits));

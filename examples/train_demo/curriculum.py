@@ -9,20 +9,27 @@ from pydstp.tasks import Example, make_example
 
 SIDES = (2, 3, 4, 6, 8)  # the longest side of single pictures, level by level
 LARGE = ((9, 6), (6, 10), (9, 8), (7, 10))
-SHARES = (  # per level: read cell, read row, trail, locate, haystack
+KINDS = (("read", "cell"), ("read", "row"), ("trail", None), ("locate", None), ("haystack", None))
+SHARES = (  # per level: one share for each of KINDS
     (0.5, 0.5, 0.0, 0.0, 0.0),
     (0.2, 0.2, 0.6, 0.0, 0.0),
-    (0.15, 0.1, 0.4, 0.15, 0.2),
-    (0.15, 0.1, 0.4, 0.15, 0.2),
-    (0.12, 0.08, 0.36, 0.24, 0.2),
+    (0.1, 0.1, 0.35, 0.25, 0.2),
+    (0.1, 0.1, 0.35, 0.25, 0.2),
+    (0.1, 0.1, 0.3, 0.3, 0.2),
 )
+# The two harder tasks have lessons of their own: (longest side, fewest and most hits or pictures).
+LESSONS = {
+    "locate": ((3, 1, 1), (4, 0, 2), (6, 0, 4), (8, 0, 4)),
+    "haystack": ((2, 2, 2), (3, 2, 3), (4, 2, 4), (5, 2, 4)),
+}
 
 
 @dataclass
 class Curriculum:
-    """The level, and running averages of exact answers that decide when it rises."""
+    """Level and lessons, and running averages of exact answers that decide when they rise."""
 
     level: int = 0
+    lessons: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LESSONS, 0))
     exact: dict[str, float] = field(default_factory=dict)
 
     def record(self, task: str, share: float, decay: float = 0.9) -> None:
@@ -30,40 +37,62 @@ class Curriculum:
         self.exact[task] = decay * self.exact.get(task, 0.0) + (1 - decay) * share
 
     def maybe_rise(self, needed: float = 0.85) -> bool:
-        """Go up one level if this one's tasks are mastered (`trail` from level 1 on)."""
+        """Go up a level or a lesson whose tasks are mastered; `trail` counts from level 1 on."""
+        before = (self.level, *self.lessons.values())
         watched = ["read"] + (["trail"] if self.level else [])
-        ready = all(self.exact.get(task, 0.0) >= needed for task in watched)
-        if not ready or self.level == len(SIDES) - 1:
-            return False
-        self.level, self.exact = self.level + 1, {}
-        return True
+        good = {task for task, share in self.exact.items() if share >= needed}
+        if good.issuperset(watched) and self.level < len(SIDES) - 1:
+            self.level += 1
+            self.exact = {task: self.exact.get(task, 0.0) for task in self.lessons}
+        for task in good.intersection(self.lessons):
+            if self.lessons[task] < len(LESSONS[task]) - 1:
+                self.lessons[task] += 1
+                self.exact[task] = 0.0
+        return before != (self.level, *self.lessons.values())
 
     def draw(self, rng: np.random.Generator, step: int, batch: int) -> list[list[Example]]:
-        """Examples of one step, in groups of like length, each with pictures of one size."""
-        size = self._size(rng)
-        small = tuple(int(value) for value in rng.integers(2, min(SIDES[self.level], 5) + 1, 2))
+        """Examples of one step: up to three groups, each with pictures of one size."""
+        options = {"read": self._single(rng, SIDES[self.level])}
+        options["trail"] = options["read"]
+        options["locate"] = self._single(rng, LESSONS["locate"][self.lessons["locate"]][0])
+        options["haystack"] = self._several(rng)
         counts = rng.multinomial(batch, SHARES[self.level])
-        kinds = np.repeat(np.arange(5), counts)
-        groups: list[list[Example]] = [[], [], []]
-        for index, kind in enumerate(kinds):
-            task = ("read", "read", "trail", "locate", "haystack")[kind]
-            rows, cols = small if task == "haystack" else size
-            options = {"kind": ("cell", "row")[kind]} if task == "read" else {}
-            example = make_example(task, step * batch + index, "train", rows=rows, cols=cols,
-                                   **options)
-            groups[(0, 1, 1, 0, 2)[kind]].append(example)
-        return [group for group in groups if group]
+        groups: dict[str, list[Example]] = {"trail": [], "locate": [], "haystack": []}
+        for index, kind in enumerate(np.repeat(np.arange(len(KINDS)), counts)):
+            task, what = KINDS[kind]
+            more = {"kind": what} if what else self._harder(rng, task)
+            example = make_example(task, step * batch + index, "train", **options[task], **more)
+            groups["trail" if task == "read" else task].append(example)
+        return [group for group in groups.values() if group]
 
-    def _size(self, rng: np.random.Generator) -> tuple[int, int]:
-        """Rows and columns of this step's single pictures."""
-        side = SIDES[self.level]
+    def _harder(self, rng: np.random.Generator, task: str) -> dict:
+        """Options that grow with a task's lessons and may differ within a batch."""
+        if task != "locate":
+            return {}
+        lesson = self.lessons[task]
+        _, fewest, most = LESSONS[task][lesson]
+        kind = {} if lesson else {"kind": "digit"}
+        return {"hits": int(rng.integers(fewest, most + 1)), **kind}
+
+    def _single(self, rng: np.random.Generator, side: int) -> dict:
+        """Rows and columns of single pictures."""
         if side == 8 and rng.random() < 0.12:
-            return LARGE[rng.integers(len(LARGE))]
-        if side == 8 and rng.random() < 0.2:
-            return 8, 8
-        low = max(2, side - 2) if rng.random() < 0.6 else 2
-        rows, cols = rng.integers(low, side + 1, 2)
-        return int(rows), int(cols)
+            rows, cols = LARGE[rng.integers(len(LARGE))]
+        elif side == 8 and rng.random() < 0.2:
+            rows, cols = 8, 8
+        else:
+            low = max(2, side - 2) if rng.random() < 0.6 else 2
+            rows, cols = (int(value) for value in rng.integers(low, side + 1, 2))
+        return {"rows": rows, "cols": cols}
+
+    def _several(self, rng: np.random.Generator) -> dict:
+        """Size and number of the pictures of a haystack, and how the right one is marked."""
+        lesson = self.lessons["haystack"]
+        side, fewest, most = LESSONS["haystack"][lesson]
+        rows, cols = (int(value) for value in rng.integers(2, side + 1, 2))
+        count = int(rng.integers(fewest, most + 1))
+        kind = {} if lesson else {"kind": "border"}
+        return {"rows": rows, "cols": cols, "num_images": count, **kind}
 
 
 def draw_vision(rng: np.random.Generator, step: int) -> list[Example]:

@@ -137,7 +137,7 @@ class Trainer:
             for task, values in log.items():
                 self.curriculum.record(task, float(np.mean(values, 0)[1]))
             if self.curriculum.maybe_rise():
-                print("level", self.curriculum.level, "after step", self.step, flush=True)
+                print("step", self.step, asdict(self.curriculum), flush=True)
         nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -160,7 +160,8 @@ class Trainer:
     def report(self, recent: dict) -> None:
         """Print one line of JSON and append it to loss.jsonl."""
         line = {"step": self.step, "seconds": round(self.seconds, 1),
-                "cpu_seconds": round(time.process_time(), 1), "level": self.curriculum.level}
+                "cpu_seconds": round(time.process_time(), 1), "level": self.curriculum.level,
+                "lessons": list(self.curriculum.lessons.values())}
         for task, values in sorted(recent.items()):
             loss, exact = np.mean(values, axis=0)
             line[task] = {"loss": round(float(loss), 4), "exact": round(float(exact), 4)}

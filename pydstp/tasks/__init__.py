@@ -16,7 +16,8 @@ TASKS = tuple(_MAKERS)
 __all__ = ["SPLITS", "TASKS", "Example", "is_correct", "make_example"]
 
 
-def make_example(task: str, seed: int, split: str = "test", **options) -> Example:
+def make_example(task: str, seed: int, split: str = "test",
+                 **options: int | str | None) -> Example:
     """Draw one example. The same (task, seed, split, options) always give the same example.
 
     Args:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -85,7 +86,7 @@ def random_cell(rng: np.random.Generator, grid: Grid) -> Cell:
 
 
 def finish(task: str, seed: int, rng: np.random.Generator, grids: list[Grid], prompt: str,
-           answer: str, **meta) -> Example:
+           answer: str, **meta: Any) -> Example:
     """Draw the pictures and gather everything into an Example."""
     images = [render(grid, rng) for grid in grids]
     content = [{"digits": grid.digits.tolist(), "arrows": grid.arrows.tolist(),

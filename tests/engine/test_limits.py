@@ -1,6 +1,7 @@
 """Bad requests: typed errors, and an engine that answers the next one."""
 
 import io
+import json
 import struct
 from zlib import compress, crc32
 
@@ -131,6 +132,17 @@ def test_a_missing_tokenizer_is_a_checkpoint_error(tmp_path):
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         (path / name).unlink(missing_ok=True)
     with pytest.raises(CheckpointError, match="tokenizer.json"):
+        Engine(path)
+
+
+@pytest.mark.parametrize("key, value", [("image_token_id", 3), ("vocab_size", 400)])
+def test_a_tokenizer_of_another_model_is_a_checkpoint_error(tmp_path, key, value):
+    path = tiny_qwen3_vl(tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    section = config if key in config else config["text_config"]
+    section[key] = value
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=key):
         Engine(path)
 
 
