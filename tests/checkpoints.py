@@ -28,6 +28,7 @@ from transformers import (
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
 )
+from transformers.utils import logging
 
 from tests.tokenizer_files import (
     CHAT_TEMPLATE,
@@ -37,6 +38,8 @@ from tests.tokenizer_files import (
     write_preprocessor_files,
     write_tokenizer_files,
 )
+
+logging.disable_progress_bar()
 
 SPECIAL_IDS = {
     "image_token_id": token_id("<|image_pad|>"),
