@@ -41,7 +41,7 @@ test: lint $(VENV)/.built
 	$(RUN) -m pytest -q $(TESTS)
 
 lint: $(VENV)/.dev
-	ruff check --quiet .
+	ruff check --quiet --output-format concise .
 	clang-format --dry-run -Werror $(filter %.h %.cpp %.cuh %.cu,$(NATIVE))
 
 sanitize: $(VENV)/.dev
