@@ -6,6 +6,14 @@
 
 namespace pydstp {
 
+#ifdef PYDSTP_WITH_SIMT
+namespace simt {
+void set_seed(uint64_t seed);  // simt/simt_host.h
+}
+
+void set_simt_seed(uint64_t seed) { simt::set_seed(seed); }
+#endif
+
 namespace {
 
 struct Tier {

@@ -1,0 +1,42 @@
+// The AVX-512 intrinsics that cpu/vec.h and cpu/dot.h use, in plain C++. With them the avx512bf16
+// tier runs, and is tested, on any machine; only tests use it.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace pydstp {
+namespace avx512bf16_emulated {
+
+typedef float __m512 __attribute__((vector_size(64)));
+typedef uint32_t __m512bh __attribute__((vector_size(64)));  // lane i: elements 2i (low), 2i + 1
+
+static inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
+  for (int i = 0; i < 16; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+}
+
+// The instruction treats denormal inputs and results as zero of the same sign.
+static inline float flush_denormal(float x) {
+  return __builtin_fabsf(x) < 1.17549435e-38f ? __builtin_copysignf(0.0f, x) : x;
+}
+
+static inline float widen_half(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof(x));
+  return flush_denormal(x);
+}
+
+// Per lane: sum + a.odd * b.odd, then that + a.even * b.even.
+static inline __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
+  for (int i = 0; i < 16; ++i) {
+    const float odd_a = widen_half(a[i] & 0xffff0000u), odd_b = widen_half(b[i] & 0xffff0000u);
+    const float even_a = widen_half(a[i] << 16), even_b = widen_half(b[i] << 16);
+    const float first = flush_denormal(__builtin_fmaf(odd_a, odd_b, flush_denormal(sum[i])));
+    sum[i] = flush_denormal(__builtin_fmaf(even_a, even_b, first));
+  }
+  return sum;
+}
+
+}  // namespace avx512bf16_emulated
+}  // namespace pydstp
