@@ -115,21 +115,26 @@ def agreement(results: dict[str, dict[str, Any]]) -> int:
     return same.index(False) if False in same else len(same)
 
 
-def to_markdown(record: dict[str, Any]) -> str:
-    """The record as a page that can be read."""
-    setup, results, model = record["setup"], record["engines"], record["floor"]
-    place = record["environment"]
-    some = next(iter(results.values()))
+def table(record: dict[str, Any]) -> str:
+    """One row per engine."""
     rows = []
-    for name, result in results.items():
+    for name, result in record["engines"].items():
         decode = result["decode_ms_per_token"]["median"]
+        share = record["floor"]["predicted_ms_per_token"] / decode
         rows.append([name, f"{result['load_ms'] / 1e3:.1f}",
                      *(common.show(result[key], digits) for key, digits in PHASES),
-                     f"{1e3 / decode:.1f}", f"{model['predicted_ms_per_token'] / decode:.0%}",
+                     f"{1e3 / decode:.1f}", f"{share:.0%}",
                      f"{result['peak_rss_bytes'] / 2**30:.2f}"])
     header = ["engine", "import and load s", "preprocess ms", "vision ms", "prefill ms",
               "first token ms", "decode ms/token", "tokens/s", "of the read bandwidth",
               "peak RSS GiB"]
+    return common.markdown_table(header, rows)
+
+
+def to_markdown(record: dict[str, Any]) -> str:
+    """The record as a page that can be read."""
+    setup, place, model = record["setup"], record["environment"], record["floor"]
+    some = next(iter(record["engines"].values()))
     packages = ", ".join(f"{k} {v}" for k, v in place["packages"].items() if v)
     return "\n".join([
         f"# One picture, one answer: {setup['checkpoint']}", "",
@@ -140,7 +145,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         f"{some['prompt_tokens']} in the prompt; {setup['new_tokens']} greedy tokens out. "
         f"Medians of {setup['repeats']} answers after one to warm up, smallest and largest in "
         f"brackets; a fresh process per engine.", "",
-        common.markdown_table(header, rows),
+        table(record),
         *ratios(record), "",
         f"Cost model: {model['weights_bytes'] / 1e9:.2f} GB of weights and "
         f"{model['cache_bytes'] / 1e9:.2f} GB of cache per token, read at "
