@@ -47,7 +47,8 @@ def native_functions(path: Path) -> Iterator[tuple[str, int]]:
     other = ("namespace", "extern", "struct", "class", "enum", "template", "#", "//", "}")
     head, start, is_open = "", 0, False
     for number, line in enumerate(tree.lines(path), 1):
-        if not head and not line.startswith(other) and (found := re.match(r"(?=\w).*?(\w+)\(", line)):
+        found = None if head or line.startswith(other) else re.match(r"(?=\w).*?(\w+)\(", line)
+        if found:
             head, start = found.group(1), number
         if head and not is_open:
             is_open = line.endswith("{")
