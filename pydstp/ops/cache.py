@@ -121,15 +121,17 @@ def decode_attention(
     if not num_heads or num_heads % visual.shape[3]:
         raise OptionError(f"q: expected a multiple of {visual.shape[3]} heads, got {num_heads}")
     lists, sizes = _lists(visual.shape[0], visible_indices, visible_len, layer_to_group, text_len)
-    if not 0 <= layer_idx < sizes[2]:
-        raise OptionError(f"layer_idx: expected an int in [0, {sizes[2]}), got {layer_idx}")
+    if not isinstance(layer_idx, int) or not 0 <= layer_idx < sizes[2]:
+        raise OptionError(f"layer_idx: expected an int in [0, {sizes[2]}), got {layer_idx!r}")
     dtype, shape = visual.dtype, (batch, num_heads, visual.shape[4])
     rows = (row_address(q, "q", dtype, shape), arena, address(seq_idx, "seq_idx", _INT32, (batch,)))
     if check_indices:
-        _check_read(seq_idx, "text_len", text_len, text.shape[1] + 1)
-        _check_read(seq_idx, "visible_len", visible_len, sizes[1] + 1)
-        _check_read(seq_idx, "layer_to_group", layer_to_group[:, layer_idx], sizes[0])
-        _check_visible(seq_idx, visible_indices, visible_len, visual.shape[1])
+        check_index_range(seq_idx, "seq_idx", -1, visual.shape[0])
+        seqs = seq_idx[seq_idx >= 0].long()
+        check_index_range(text_len[seqs], "text_len", 0, text.shape[1] + 1)
+        groups = layer_to_group[seqs, layer_idx]
+        check_index_range(groups, "layer_to_group", 0, sizes[0])
+        _check_lists(visible_indices[seqs, groups], visible_len[seqs, groups], visual.shape[1])
     if workspace is None:
         workspace = attention_workspace(batch, num_heads, visible_indices, text)
     if out is None:
@@ -188,13 +190,8 @@ def _workspace(workspace: Tensor, batch: int, num_heads: int, visible_indices: T
     return address(workspace, "workspace", torch.float32, (size,))
 
 
-def _check_read(seq_idx: Tensor, name: str, values: Tensor, end: int) -> None:
-    """What the sequences of the batch read from `values` ([max_batch, ...]) is in [0, end)."""
-    check_index_range(seq_idx, "seq_idx", -1, values.shape[0])
-    check_index_range(values[seq_idx[seq_idx >= 0].long()], name, 0, end)
-
-
-def _check_visible(seq_idx: Tensor, indices: Tensor, length: Tensor, capacity: int) -> None:
-    used = seq_idx[seq_idx >= 0].long()
-    is_listed = torch.arange(indices.shape[2]) < length[used].unsqueeze(-1)
-    check_index_range(indices[used][is_listed], "visible_indices", 0, capacity)
+def _check_lists(indices: Tensor, length: Tensor, capacity: int) -> None:
+    """indices [rows, list_capacity], of which each row shows its first `length` entries."""
+    check_index_range(length, "visible_len", 0, indices.shape[1] + 1)
+    is_listed = torch.arange(indices.shape[1]) < length.unsqueeze(1)
+    check_index_range(indices[is_listed], "visible_indices", 0, capacity)

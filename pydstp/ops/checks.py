@@ -40,13 +40,13 @@ def address(tensor: Tensor, name: str, dtype: torch.dtype, shape: tuple[int, ...
 
 
 def row_address(tensor: Tensor, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
-    """As `address`, but rows (dimension 0) may lie anywhere; each row is contiguous."""
+    """As `address` for three dimensions, but rows (dimension 0) may lie anywhere."""
     if (
         isinstance(tensor, Tensor)
         and tensor.dtype is dtype
         and tensor.shape == shape
         and tensor.is_cpu
-        and (tensor.is_contiguous() or shape[0] == 0 or tensor[0].is_contiguous())
+        and (tensor.stride()[1:] == (shape[2], 1) or tensor[:1].is_contiguous())
     ):
         return tensor.data_ptr()
     raise OptionError(_explain(tensor, name, dtype, shape) or _not_contiguous(tensor, name))

@@ -1,0 +1,104 @@
+"""Bad arguments: a typed error that says what was expected, what came, and which argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from pydstp import ops
+from pydstp.errors import OptionError
+
+X = torch.ones(3, 8)
+W = torch.ones(5, 8)
+VISUAL = torch.zeros(2, 4, 2, 2, 8)
+TEXT = torch.zeros(2, 3, 2, 2, 8)
+TWO = torch.zeros(2, dtype=torch.int32)
+K = torch.ones(2, 2, 8)
+LISTS = {
+    "seq_idx": TWO, "visible_indices": torch.zeros(2, 1, 4, dtype=torch.int32),
+    "visible_len": torch.zeros(2, 1, dtype=torch.int32),
+    "layer_to_group": torch.zeros(2, 3, dtype=torch.int32), "layer_idx": 0, "text_len": TWO,
+    "scale": 1.0,
+}
+HEADS = {"num_heads": 2, "num_kv_heads": 1, "eps": 1e-6}
+QKV, ROPE = torch.ones(3, 32), torch.ones(3, 8)
+
+ARGUMENTS: dict[Callable, dict] = {
+    ops.linear: {"x": X, "weight": W, "bias": torch.ones(5), "out": torch.ones(3, 5)},
+    ops.rms_norm: {"x": X, "weight": W[0], "eps": 1e-6, "residual": X.clone(), "out": X.clone()},
+    ops.silu_and_mul: {"gate_up": X, "out": torch.ones(3, 4)},
+    ops.qk_norm_rope: {"qkv": QKV, "q_weight": W[0], "k_weight": W[0], "cos_sin": ROPE, **HEADS},
+    ops.store_kv: {"k": K, "v": K, "visual": VISUAL, "text": TEXT, "seq_idx": TWO, "slot_idx": TWO},
+    ops.gather_kv: {"visual": VISUAL, "text": TEXT, "seq_idx": 0, "slots": TWO,
+                    "out": torch.ones(2, 2, 2, 8)},
+    ops.decode_attention: {"q": torch.ones(2, 4, 8), "visual": VISUAL, "text": TEXT, **LISTS,
+                           "out": torch.ones(2, 4, 8), "workspace": torch.ones(160),
+                           "status": torch.zeros(1, dtype=torch.int32)},
+}
+
+TENSORS = [(op, name) for op, arguments in ARGUMENTS.items()
+           for name, value in arguments.items() if isinstance(value, torch.Tensor)]
+IDS = [f"{op.__name__}-{name}" for op, name in TENSORS]
+
+
+def call(op: Callable, pool: ops.ThreadPool, **changed: object) -> object:
+    return op(**{**ARGUMENTS[op], **changed}, pool=pool)
+
+
+@pytest.mark.parametrize("op", ARGUMENTS, ids=lambda op: op.__name__)
+def test_the_good_arguments_are_good(op, pool):
+    call(op, pool)
+
+
+@pytest.mark.parametrize("op, name", TENSORS, ids=IDS)
+@pytest.mark.parametrize("bad", ["dtype", "rank", "array", "device", "shape"])
+def test_a_bad_tensor_is_named(op, name, bad, pool):
+    good = ARGUMENTS[op][name]
+    value = {
+        "dtype": lambda: good.to(torch.float64),
+        "rank": lambda: good.unsqueeze(0),
+        "array": lambda: np.asarray(good),
+        "device": lambda: good.to("meta"),
+        "shape": lambda: good[:-1] if len(good) > 1 else good.repeat(2),
+    }[bad]()
+    with pytest.raises(OptionError, match=r"\w+: expected .*, got ") as caught:
+        call(op, pool, **{name: value})
+    if bad in ("dtype", "array", "device"):
+        assert str(caught.value).startswith(f"{name}: ")
+
+
+NEED_CONTIGUOUS = [(op, name) for op, name in TENSORS if ARGUMENTS[op][name].numel() > 1]
+
+
+@pytest.mark.parametrize("op, name", NEED_CONTIGUOUS)
+def test_a_tensor_with_holes_is_refused(op, name, pool):
+    good = ARGUMENTS[op][name]
+    spread = good.repeat_interleave(2, dim=-1)[..., ::2]
+    with pytest.raises(OptionError, match=f"{name}: expected contiguous memory, got strides"):
+        call(op, pool, **{name: spread})
+
+
+@pytest.mark.parametrize("op, changed, message", [
+    (ops.linear, {"weight": W.bfloat16()}, "weight: expected torch.float32, got torch.bfloat16"),
+    (ops.linear, {"x": X.half()}, "x: expected float32 or bfloat16, got torch.float16"),
+    (ops.rms_norm, {"x": torch.ones(()), "out": None}, r"x: expected shape \[..., 8\]"),
+    (ops.silu_and_mul, {"gate_up": torch.ones(3, 7)}, "gate_up: expected an even last dimension"),
+    (ops.qk_norm_rope, {"num_heads": 3}, r"qkv: expected width \(3 \+ 2 \* 1\) \* 8, got 32"),
+    (ops.qk_norm_rope, {"num_kv_heads": 0}, "num_kv_heads.*expected positive"),
+    (ops.qk_norm_rope, {"cos_sin": torch.ones(3, 7)}, "head_dim even, got 2, 1, 7"),
+    (ops.store_kv, {"visual": torch.zeros(2, 4, 3, 2, 8)}, "visual: expected shape .*, 2, num_kv"),
+    (ops.gather_kv, {"seq_idx": 2}, r"seq_idx: expected an int in \[0, 2\), got 2"),
+    (ops.gather_kv, {"seq_idx": -1}, r"seq_idx: expected an int in \[0, 2\), got -1"),
+    (ops.gather_kv, {"seq_idx": 0.0}, r"seq_idx: expected an int in \[0, 2\), got 0.0"),
+    (ops.decode_attention, {"q": torch.ones(2, 3, 8)}, "q: expected a multiple of 2 heads, got 3"),
+    (ops.decode_attention, {"layer_idx": 3}, r"layer_idx: expected an int in \[0, 3\), got 3"),
+    (ops.decode_attention, {"layer_idx": -1}, r"layer_idx: expected an int in \[0, 3\), got -1"),
+    (ops.decode_attention, {"layer_idx": 1.0}, r"layer_idx: expected an int in \[0, 3\), got 1.0"),
+    (ops.decode_attention, {"workspace": torch.ones(159)}, "at least 160 elements, got 159"),
+])
+def test_what_an_error_says(op, changed, message, pool):
+    with pytest.raises(OptionError, match=message):
+        call(op, pool, **changed)

@@ -1,0 +1,103 @@
+"""The ops in plain PyTorch: clarity over speed.
+
+Given float32 tensors these are the truth; given bfloat16 tensors they are what plain PyTorch gives,
+whose own error is the measure for ours.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[num_tokens, out_features]"""
+    return F.linear(x, weight, bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """[..., hidden_size]"""
+    wide = x.float()
+    quotient = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * quotient.to(x.dtype)
+
+
+def silu_and_mul(gate_up: Tensor) -> Tensor:
+    """[num_tokens, intermediate_size]"""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
+    """x [num_tokens, heads, head_dim] with cos_sin [num_tokens, head_dim]."""
+    cosine, sine = (part.to(x.dtype).unsqueeze(1) for part in cos_sin.chunk(2, dim=-1))
+    low, high = x.chunk(2, dim=-1)
+    return torch.cat([low * cosine - high * sine, high * cosine + low * sine], dim=-1)
+
+
+def qk_norm_rope(
+    qkv: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, cos_sin: Tensor, *,
+    num_heads: int, num_kv_heads: int, eps: float,
+) -> Tensor:
+    """qkv after the op."""
+    heads = qkv.unflatten(1, (num_heads + 2 * num_kv_heads, -1))
+    q, k, v = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    if q_weight is not None:
+        q = rms_norm(q, q_weight, eps)
+    if k_weight is not None:
+        k = rms_norm(k, k_weight, eps)
+    return torch.cat([rotate(q, cos_sin), rotate(k, cos_sin), v], dim=1).flatten(1)
+
+
+def find_row(visual: Tensor, text: Tensor, seq: int, slot: int) -> Tensor | None:
+    """The cache row [2, num_kv_heads, head_dim] of a slot, None if it names none."""
+    visual_capacity, text_capacity = visual.shape[1], text.shape[1]
+    if 0 <= slot < visual_capacity:
+        return visual[seq, slot]
+    if visual_capacity <= slot < visual_capacity + text_capacity:
+        return text[seq, slot - visual_capacity]
+    return None
+
+
+def store_kv(k: Tensor, v: Tensor, visual: Tensor, text: Tensor, seq_idx: Tensor,
+             slot_idx: Tensor) -> None:
+    """Writes into visual and text."""
+    for token, (seq, slot) in enumerate(zip(seq_idx.tolist(), slot_idx.tolist(), strict=True)):
+        row = find_row(visual, text, seq, slot) if 0 <= seq < len(visual) else None
+        if row is not None:
+            row[0], row[1] = k[token], v[token]
+
+
+def gather_kv(visual: Tensor, text: Tensor, seq_idx: int, slots: Tensor) -> Tensor:
+    """[num_slots, 2, num_kv_heads, head_dim]"""
+    rows = [find_row(visual, text, seq_idx, slot) for slot in slots.tolist()]
+    zeros = torch.zeros(visual.shape[2:], dtype=visual.dtype)
+    return torch.stack([zeros if row is None else row for row in rows])
+
+
+def attend(q: Tensor, rows: Tensor, scale: float) -> Tensor:
+    """One token: q [num_heads, head_dim] over rows [n, 2, num_kv_heads, head_dim]."""
+    if len(rows) == 0:
+        return torch.zeros_like(q)
+    group = q.shape[0] // rows.shape[2]
+    k, v = (part.repeat_interleave(group, dim=1).transpose(0, 1) for part in rows.unbind(1))
+    scores = (q.unsqueeze(1) @ k.transpose(1, 2)) * scale  # [num_heads, 1, n]
+    return (scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v).squeeze(1)
+
+
+def decode_attention(
+    q: Tensor, visual: Tensor, text: Tensor, *, seq_idx: Tensor, visible_indices: Tensor,
+    visible_len: Tensor, layer_to_group: Tensor, layer_idx: int, text_len: Tensor, scale: float,
+) -> Tensor:
+    """[batch, num_heads, head_dim]"""
+    out = torch.zeros(q.shape, dtype=q.dtype)
+    for i, seq in enumerate(seq_idx.tolist()):
+        if not 0 <= seq < len(visual):
+            continue
+        group = int(layer_to_group[seq, layer_idx])
+        listed = visible_indices[seq, group, : int(visible_len[seq, group])].long()
+        listed = listed[(listed >= 0) & (listed < visual.shape[1])]
+        rows = torch.cat([visual[seq, listed], text[seq, : int(text_len[seq])]])
+        out[i] = attend(q[i], rows, scale)
+    return out
