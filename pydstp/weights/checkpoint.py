@@ -40,7 +40,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             or the index and the files disagree.
     """
     folder = checkpoint_folder(path)
-    config = read_json(inside(folder, "config.json"))
+    config = read_config(folder)
     generation_config = read_generation_config(folder)
     index = weight_files(folder)
     tensors, problems = read_headers(folder, index)
@@ -90,6 +90,11 @@ def _is_plain(name: str) -> bool:
     return Path(name).name == name and not any(char in name for char in "\\\0")
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of config.json."""
+    return read_json(inside(folder, "config.json"))
+
+
 def read_generation_config(folder: Path) -> dict[str, Any]:
     """The content of generation_config.json, empty where there is none."""
     path = inside(folder, "generation_config.json")
@@ -98,6 +103,8 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
 
 def weight_files(folder: Path) -> dict[str, set[str] | None]:
     """File name -> the tensors that the index expects in it (None: there is no index).
+
+    A single file counts before an index, as it does for transformers.
 
     Raises:
         CheckpointError: there are no safetensors files, or the index is malformed.
@@ -113,8 +120,8 @@ def weight_files(folder: Path) -> dict[str, set[str] | None]:
     files: dict[str, set[str] | None] = {}
     for name, file in weight_map.items():
         if not isinstance(file, str) or not file.endswith(".safetensors"):
-            raise CheckpointError(f"{index_path}: weight_map[{name!r}]: expected the name of a "
-                                  f"safetensors file, got {file!r}")
+            raise CheckpointError(f"{index_path}: weight_map: expected the name of a safetensors "
+                                  f"file for {name!r:.200}, got {file!r:.200}")
         files.setdefault(file, set()).add(name)
     return files
 

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 from pydstp.config import EngineConfig
 from pydstp.errors import CheckpointError
-from pydstp.json_file import read_json
 from pydstp.kv_cache import CacheGeometry
 from pydstp.models.config import VLMConfig
 from pydstp.weights import checkpoint as files
@@ -39,7 +38,7 @@ def inspect(path: str | os.PathLike[str]) -> CheckpointReport:
     folder = _attempt(report, files.checkpoint_folder, path)
     if folder is None:
         return report
-    config = _attempt(report, read_json, folder / "config.json")
+    config = _attempt(report, files.read_config, folder)
     if config is not None:
         report.model_type = str(config.get("model_type"))
     _attempt(report, files.read_generation_config, folder)

@@ -170,10 +170,11 @@ def test_a_download_cache_links_to_its_blobs(single: Path, tmp_path: Path) -> No
         path.rename(blobs / str(number))
         (snapshot / path.name).symlink_to(os.path.join("..", "..", "blobs", str(number)))
     assert len(open_checkpoint(snapshot).tensors) == 121
-    (tmp_path / "config.json").write_text("{}")
-    (snapshot / "config.json").unlink()
-    (snapshot / "config.json").symlink_to(tmp_path / "config.json")
-    refused(snapshot, "config.json", "leads out of the folder")
+    for elsewhere in (repository / "config.json", tmp_path / "config.json"):
+        elsewhere.write_text("{}")
+        (snapshot / "config.json").unlink()
+        (snapshot / "config.json").symlink_to(elsewhere)
+        refused(snapshot, "config.json", "leads out of the folder")
 
 
 def test_a_pipe_is_refused_and_not_waited_for(single: Path) -> None:

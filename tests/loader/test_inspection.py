@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,13 @@ def test_a_broken_config_leaves_the_weights_readable(tmp_path: Path, content: by
     report = inspect(folder)
     assert report.num_tensors == 121
     assert "config.json" in report.to_text()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    folder = tiny_qwen3_vl(tmp_path)
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    assert "expected a regular file" in inspect(folder).problems[0]
 
 
 def test_an_empty_folder_and_no_folder(tmp_path: Path) -> None:
