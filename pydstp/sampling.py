@@ -67,8 +67,9 @@ def distribution(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray
         token_ids = np.flatnonzero(logits >= border)
     order = np.argsort(-logits[token_ids], kind="stable")
     token_ids = token_ids[order][:params.top_k or None]
-    scaled = logits[token_ids].astype(np.float64) / params.temperature
-    probabilities = np.exp(scaled - scaled[0])
+    distances = logits[token_ids].astype(np.float64) - logits[token_ids[0]]
+    with np.errstate(over="ignore"):  # a tiny temperature: minus infinity, a probability of 0
+        probabilities = np.exp(distances / params.temperature)
     probabilities /= probabilities.sum()
     if params.top_p < 1.0:
         before = np.cumsum(probabilities) - probabilities

@@ -81,6 +81,12 @@ def test_distribution_equals_the_reference(options):
         assert (np.diff(probabilities) <= 0).all()
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-300, 5e-324])
+def test_a_tiny_temperature_is_greedy(temperature):
+    logits = random_logits(6)
+    assert draw(logits, resolved(temperature=temperature)) == logits.argmax()
+
+
 def test_draws_follow_the_distribution():
     logits, params = random_logits(3), resolved(temperature=1.0, top_k=4)
     counts = np.zeros(VOCAB)
