@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -36,6 +37,7 @@ class Chat:
         self._cached_ids: list[int] = []
         self._images: list[ProcessedImage] = []
         self._num_turns = 0
+        self._starting = threading.Lock()
         self._running: Iterator[str | Generation] | None = None
         self.messages: list[dict[str, Any]] = []
         if system is not None:
@@ -55,7 +57,8 @@ class Chat:
     def stream(self, prompt: str, image: Any = None, sampling: SamplingParams | None = None, *,
                cancel: CancelToken | None = None) -> Turn:
         """As `send`, piece by piece; `generation` on the result holds the answer at the end."""
-        return Turn(self, self._start(prompt, image, sampling, cancel))
+        with self._starting:  # of two threads that ask at once, one is told that a turn is running
+            return Turn(self, self._start(prompt, image, sampling, cancel))
 
     def close(self) -> None:
         """End a turn that is half read and give the cache sequence back; idempotent."""
@@ -102,13 +105,14 @@ class Chat:
         except BaseException:
             self._rewind(seq.num_cached)
             raise
+        else:
+            # The last token was written but never fed back, so it has no row in the cache.
+            self._cached_ids = seq.prompt.input_ids + seq.new_ids[:-1]
+            self._images += images
+            self._num_turns += 1
+            self.messages += [message, {"role": "assistant", "content": generation.text}]
         finally:
             self._running = None
-        # The last token was written but never fed back, so it has no row in the cache.
-        self._cached_ids = seq.prompt.input_ids + seq.new_ids[:-1]
-        self._images += images
-        self._num_turns += 1
-        self.messages += [message, {"role": "assistant", "content": generation.text}]
         yield generation
 
     def _end(self, pieces: Iterator[str | Generation]) -> None:

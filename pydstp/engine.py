@@ -131,12 +131,13 @@ class Engine:
         return Chat(self._preparation, self._scheduler, self._cache, system)
 
     def close(self) -> None:
-        """Stop its threads and refuse further work; calling it again changes nothing."""
+        """Refuse further work, stop its threads, give up weights and cache; idempotent."""
         if self._is_closed:
             return
         self._is_closed = True
         self._scheduler.close()
         self._pool.close()
+        self._runner.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -170,14 +171,15 @@ class Stream:
         for _, piece in self._pieces:
             if piece:
                 return piece
-        self.generation = self.generation or _uncancelled(self._seq)
+        if self._seq.finish_reason is not None:
+            self.generation = self.generation or _uncancelled(self._seq)
         raise StopIteration
 
     def close(self) -> None:
         """Stop the request where it stands; `generation` then holds what was written."""
         self._pieces.close()
-        if self.generation is None:
-            self.generation = self._seq.result()
+        self._seq.finish_cancelled()
+        self.generation = self.generation or self._seq.result()
 
     def __enter__(self) -> Stream:
         return self
@@ -207,7 +209,6 @@ def _open_preparation(checkpoint: weights.Checkpoint, model: VLMConfig,
     processor = ImageProcessor.from_checkpoint(
         checkpoint.path, min_pixels=config.min_pixels, max_pixels=config.max_pixels)
     return Preparation(tokenizer, template, processor, model, checkpoint.generation_config, config)
-
 
 
 def _check_token_ids(tokenizer: Tokenizer, model: VLMConfig,

@@ -71,6 +71,10 @@ class KVCache:
         self.prompt_order = _int32(g.max_batch, g.visual_capacity + g.text_capacity)
         self._free = list(reversed(range(g.max_batch)))
 
+    def close(self) -> None:
+        """Give up the memory of keys and values; the bookkeeping stays usable."""
+        self.visual = self.text = torch.empty(0)
+
     @property
     def num_free(self) -> int:
         """Sequences that `acquire` can still hand out."""

@@ -29,6 +29,11 @@ class Runner:
             cache.geometry.max_batch, model.config.text.num_heads, cache.visible_indices,
             cache.text[0])
 
+    def close(self) -> None:
+        """Give up the weights, keys and values, whoever still holds the engine or a chat."""
+        self.model = self._workspace = None
+        self.cache.close()
+
     def prefill(self, seq: Sequence) -> np.ndarray:
         """Run the prompt, from `seq.num_cached` on, and fill the cache with it.
 

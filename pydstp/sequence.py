@@ -114,28 +114,29 @@ class Sequence:
         return piece + self.answer.finish() if self.finish_reason else piece
 
     def finish_cancelled(self) -> None:
-        """End the request where it stands."""
-        self.finish_reason = "cancelled"
-        self.answer.finish()
+        """End the request where it stands; changes nothing if it has ended."""
+        if self.finish_reason is None:
+            self.finish_reason = "cancelled"
+            self.answer.finish()
+            self.timings.total_ms = 1e3 * (time.perf_counter() - self.started)
 
     def result(self) -> Generation:
         """The finished request as its caller sees it."""
         reasoning, text = split_reasoning(self.prompt.text, self.answer.text)
-        timings = self.timings
-        timings.total_ms = 1e3 * (time.perf_counter() - self.started)
         num_visual = sum(length for _, length in self.prompt.image_spans)
         return Generation(
             text=text, reasoning=reasoning, token_ids=self.new_ids,
-            finish_reason=self.finish_reason or "cancelled", stop_reason=self.stop_reason,
+            finish_reason=self.finish_reason, stop_reason=self.stop_reason,
             prompt_tokens=len(self.prompt.input_ids), cached_tokens=self.num_cached,
             visual_tokens=num_visual, visible_tokens=num_visual, resident_tokens=num_visual,
             images=tuple(ImageInfo(image.original_size, image.resized, image.num_tokens,
                                    image.shrunk) for image in self.images),
             logprobs=self.logprobs if self.sampling.logprobs is not None else None,
-            seed=self.draw_key[0] if self.sampling.temperature else None, timings=timings)
+            seed=self.draw_key[0] if self.sampling.temperature else None, timings=self.timings)
 
     def _note_time(self) -> None:
         now = time.perf_counter()
+        self.timings.total_ms = 1e3 * (now - self.started)
         if len(self.new_ids) == 1:
             self.first_token_at = now
             self.timings.time_to_first_token_ms = 1e3 * (now - self.started)

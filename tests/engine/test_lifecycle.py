@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -73,6 +74,7 @@ def test_streams_may_be_read_side_by_side_and_dropped(engine):
     next(first), next(second)
     first.close()
     assert first.generation.finish_reason == "cancelled"
+    assert first.generation.text == engine.tokenizer.decode(first.generation.token_ids)
     for _ in second:
         pass
     assert second.generation.token_ids == expected
@@ -133,6 +135,28 @@ def test_a_chat_runs_one_turn_at_a_time(engine):
         assert len(chat.send("Hello.", None, SHORT).token_ids) == 3
 
 
+def test_of_two_threads_that_send_at_once_one_is_refused(engine):
+    expected = engine.generate(picture(64, 64), "Hello.", SHORT).token_ids
+    for _ in range(5):
+        with engine.chat() as chat:
+            tokens, refusals, barrier = [], [], threading.Barrier(2)
+
+            def send(chat=chat, tokens=tokens, refusals=refusals, barrier=barrier):
+                barrier.wait()
+                try:
+                    tokens.append(chat.send("Hello.", picture(64, 64), LONG).token_ids)
+                except PydstpError as error:
+                    refusals.append(error)
+
+            threads = [threading.Thread(target=send) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(timeout=60)
+            assert [len(tokens), len(refusals), len(chat.messages)] == [1, 1, 2]
+            assert tokens[0][:3] == expected
+
+
 def test_a_chat_closed_in_the_middle_of_a_turn_frees_its_place(engine):
     with engine.chat() as chat:
         next(chat.stream("Go.", None, LONG))
@@ -159,6 +183,16 @@ def test_close_is_idempotent_and_final(engine):
         list(stream)
     with pytest.raises(PydstpError, match="closed"):
         engine.generate(None, "Hello.", SHORT)
+
+
+def test_close_gives_up_weights_and_cache(engine):
+    alive = [weakref.ref(tensor) for tensor in (
+        engine._cache.visual, engine._cache.text, *engine._runner.model.parameters())]
+    chat = engine.chat()
+    chat.send("Hello.", None, SHORT)
+    engine.close()
+    assert not any(reference() is not None for reference in alive)
+    chat.close()
 
 
 def test_close_while_another_thread_generates(engine):
