@@ -2,18 +2,7 @@
 
 #include <cstdint>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define PYDSTP_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define PYDSTP_ASAN 1
-#endif
-#endif
-
-#ifdef PYDSTP_ASAN
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
+#include "simt/asan.h"
 
 #ifdef __x86_64__
 // Saves the registers a call preserves on the old stack, takes them from the new one.
@@ -50,9 +39,7 @@ void Fiber::start(void (*entry)()) {
   if (!stack_) stack_.reset(new char[kStackBytes]);
   sanitizer_stack_ = stack_.get();
   sanitizer_bytes_ = kStackBytes;
-#ifdef PYDSTP_ASAN
-  ASAN_UNPOISON_MEMORY_REGION(stack_.get(), kStackBytes);
-#endif
+  allow_memory(stack_.get(), kStackBytes);  // what the last use forbade
 #ifdef __x86_64__
   // At `entry` the stack must look as after a call: 16-byte aligned, less one return address.
   const auto top = reinterpret_cast<uintptr_t>(stack_.get() + kStackBytes) & ~uintptr_t{15};

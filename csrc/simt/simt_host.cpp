@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "simt/asan.h"
 #include "simt/fiber.h"
 
 namespace pydstp {
@@ -55,6 +56,7 @@ class Scheduler {
   void run_ready_threads(const std::vector<int>& order);
   bool finish_warp_ops();
   bool finish_barrier();
+  uint8_t* guard() { return shared_.data() + shared_.size() - kGuardBytes; }
   void check_guard();
   std::vector<int> order(int64_t count);
   int count(State state) const;
@@ -101,6 +103,7 @@ void Scheduler::run() {
 
 void Scheduler::run_block(Grid block) {
   memset(shared_.data(), kPoison, shared_.size());
+  forbid_memory(guard(), kGuardBytes);
   for (size_t i = 0; i < threads_.size(); ++i) {
     Thread& thread = threads_[i];
     thread.view = {block, static_cast<int>(i), static_cast<int>(threads_.size()), shared_.data()};
@@ -179,8 +182,9 @@ bool Scheduler::finish_barrier() {
 }
 
 void Scheduler::check_guard() {
-  const auto guard = shared_.end() - kGuardBytes;
-  if (std::all_of(guard, shared_.end(), [](uint8_t byte) { return byte == kPoison; })) return;
+  allow_memory(guard(), kGuardBytes);
+  const auto is_untouched = [](uint8_t byte) { return byte == kPoison; };
+  if (std::all_of(guard(), guard() + kGuardBytes, is_untouched)) return;
   fail("shared memory was written past its end (" + std::to_string(shared_.size() - kGuardBytes) +
        " bytes)");
 }

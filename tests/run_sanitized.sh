@@ -1,0 +1,21 @@
+#!/bin/sh
+# Builds the extension with ASan and UBSan into build/sanitize and runs the op tests on it.
+# Usage: tests/run_sanitized.sh [pytest arguments]      PYTHON=python3 chooses the interpreter.
+set -eu
+
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+build=build/sanitize
+
+generator=$(command -v ninja >/dev/null && echo "-GNinja" || true)
+cmake -S . -B "$build" $generator -DPYDSTP_SANITIZE=ON -DPYDSTP_SIMT=ON \
+    -DPython_EXECUTABLE="$(command -v "$python")" \
+    -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)"
+cmake --build "$build" --parallel
+module=$(ls "$build"/_C.*.so)
+
+# The interpreter itself is not instrumented, so the runtimes go in first; it also leaks at exit.
+compiler=${CXX:-c++}
+LD_PRELOAD="$("$compiler" -print-file-name=libasan.so) $("$compiler" -print-file-name=libubsan.so)" \
+ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0 UBSAN_OPTIONS=print_stacktrace=1 \
+    "$python" -m pytest -q -p no:cacheprovider tests/ops --native "$module" "$@"
