@@ -33,6 +33,7 @@ _REFUSED_METHODS = {"format", "format_map", "translate", "to_bytes"}
 _MULTIPLYING = {"center", "ljust", "rjust", "zfill", "expandtabs", "replace", "join", "indent",
                 "batch", "slice"}
 _PRINTING = {"tojson", "string", "escape", "e", "forceescape", "urlencode", "join"}
+_ITERATED, _JOINED = "|iterated", "|joined"  # no template can spell these filters
 _SIZED = str | bytes | list | tuple | dict | range
 
 
@@ -53,7 +54,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             del self.filters[name]
         for name, function in self.filters.items():
             self.filters[name] = self._paid(name, function)
-        self.filters |= {"_iterated": self._iterated, "_joined": self._joined}
+        self.filters |= {_ITERATED: self._iterated, _JOINED: self._joined}
         tree = self.parse(source)
         self._text_len = _text_len(tree)
         self._template: Template = self.from_string(self._metered(tree))
@@ -67,7 +68,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         """Send what each loop runs over, and each `~`, through a filter that pays for it."""
         for loop in list(tree.find_all(nodes.For)):
             cost = nodes.Const(STEP + _text_len(loop))
-            loop.iter = nodes.Filter(loop.iter, "_iterated", [cost], [], None, None)
+            loop.iter = nodes.Filter(loop.iter, _ITERATED, [cost], [], None, None)
         for node in list(tree.find_all(nodes.Node)):
             for field, value in node.iter_fields():
                 setattr(node, field, _join_with_filter(value))
@@ -155,12 +156,12 @@ class _GenerationTag(Extension):
 
 
 def _join_with_filter(value: Any) -> Any:
-    """The same field of a syntax tree, each `a ~ b` in it written as `[a, b] | _joined`."""
+    """The same field of a syntax tree, each `a ~ b` in it written as `[a, b] | joined`."""
     if isinstance(value, list):
         return [_join_with_filter(item) for item in value]
     if isinstance(value, nodes.Concat):
         parts = nodes.List(_join_with_filter(value.nodes))
-        return nodes.Filter(parts, "_joined", [], [], None, None)
+        return nodes.Filter(parts, _JOINED, [], [], None, None)
     return value
 
 

@@ -95,7 +95,10 @@ class TestFiles:
             self.rendered(tmp_path)
 
     @pytest.mark.parametrize("source", ["{% for %}", "{{ x", "{% if x %}", "{{ x | nofilter }}",
-                                        "{% tag %}", "{{" + "(" * 5000])
+                                        "{% tag %}", "{{" + "(" * 5000,
+                                        "{{ messages | _iterated(-9) }}",
+                                        "{{ messages | iterated(-9) }}",
+                                        "{{ messages | |iterated(-9) }}"])
     def test_syntax_errors_name_the_file(self, source: str, tmp_path: Path) -> None:
         self.write(tmp_path, "chat_template.jinja", source)
         with pytest.raises(CheckpointError, match="chat_template.jinja.*: not a valid template"):
