@@ -18,7 +18,8 @@ from pydstp.generation import CancelToken, Generation
 from pydstp.image import ImageProcessor
 from pydstp.kv_cache import CacheGeometry, KVCache
 from pydstp.models.config import VLMConfig
-from pydstp.preparation import Preparation, Prompt, is_batch
+from pydstp.models.config_reader import Section
+from pydstp.preparation import Preparation, Prompt, as_list, is_batch
 from pydstp.runner import Runner
 from pydstp.scheduler import Scheduler
 from pydstp.sequence import Sequence
@@ -205,6 +206,7 @@ def _open_preparation(checkpoint: weights.Checkpoint, model: VLMConfig,
                       config: EngineConfig) -> Preparation:
     tokenizer = Tokenizer.from_checkpoint(checkpoint.path)
     _check_token_ids(tokenizer, model, checkpoint)
+    _check_generation_config(model, checkpoint)
     template = ChatTemplate.from_checkpoint(checkpoint.path)
     processor = ImageProcessor.from_checkpoint(
         checkpoint.path, min_pixels=config.min_pixels, max_pixels=config.max_pixels)
@@ -223,6 +225,18 @@ def _check_token_ids(tokenizer: Tokenizer, model: VLMConfig,
         raise CheckpointError(f"{checkpoint.config_path}: vocab_size: expected at least the "
                               f"{tokenizer.vocab_size} ids of the tokenizer, "
                               f"got {model.text.vocab_size}")
+
+
+def _check_generation_config(model: VLMConfig, checkpoint: weights.Checkpoint) -> None:
+    """Its end tokens must be ids of the model, its defaults values that sampling can take."""
+    section = Section(checkpoint.generation_config, str(checkpoint.path / "generation_config.json"))
+    for token_id in as_list(section.values.get("eos_token_id")):
+        if not isinstance(token_id, int) or not 0 <= token_id < model.text.vocab_size:
+            raise section.wrong("eos_token_id", f"ids below vocab_size {model.text.vocab_size}")
+    try:
+        SamplingParams().resolve(checkpoint.generation_config)
+    except OptionError as error:
+        raise CheckpointError(f"{section.source}: {error}") from None
 
 
 def _num_processors() -> int:

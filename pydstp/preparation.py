@@ -1,4 +1,4 @@
-"""From what a caller passes to requests that can run: pictures read, prompts encoded, limits met."""
+"""From what a caller passes to requests that can run: pictures read, texts encoded, limits met."""
 
 from __future__ import annotations
 
@@ -84,17 +84,18 @@ class Preparation:
         _require_room("text tokens", num_text + 1, "max_text_tokens", self._config.max_text_tokens)
         _require_room("tokens", num_tokens + 1, "max_position_embeddings", self._max_positions)
         # The last new token is never fed back, so it needs no row.
-        room = min(self._config.max_text_tokens - num_text,
-                   self._max_positions - num_tokens) + 1
+        room, bound = min(
+            (self._config.max_text_tokens - num_text + 1, "max_text_tokens"),
+            (self._max_positions - num_tokens + 1, "max_position_embeddings"))
         asked = seq.sampling.max_new_tokens
         if asked is not None and asked > room:
-            raise CapacityError(f"max_new_tokens: expected at most the {room} tokens that fit "
-                                f"beside a prompt of {num_text} text tokens (max_text_tokens = "
-                                f"{self._config.max_text_tokens}), got {asked}")
+            raise CapacityError(f"max_new_tokens: expected at most the {room} tokens that "
+                                f"{bound} leaves behind the prompt ({num_text} text tokens, "
+                                f"{num_visual} visual ones), got {asked}")
         if seq.sampling.min_new_tokens > (asked or room):
             raise CapacityError(f"min_new_tokens: expected at most the {asked or room} tokens "
                                 f"that fit, got {seq.sampling.min_new_tokens}")
-        limit = max(min(DEFAULT_MAX_NEW_TOKENS, room), min(seq.sampling.min_new_tokens, room))
+        limit = max(min(DEFAULT_MAX_NEW_TOKENS, room), seq.sampling.min_new_tokens)
         seq.sampling = replace(seq.sampling, max_new_tokens=asked or limit)
 
     def batch(self, prompts: Many[Prompt], images: Any, sampling: Any,

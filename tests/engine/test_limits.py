@@ -146,6 +146,15 @@ def test_a_tokenizer_of_another_model_is_a_checkpoint_error(tmp_path, key, value
         Engine(path)
 
 
+@pytest.mark.parametrize("key, value", [
+    ("eos_token_id", "</s>"), ("eos_token_id", [3, 10**6]), ("temperature", "hot"), ("top_p", 2)])
+def test_a_generation_config_that_cannot_be_used_is_a_checkpoint_error(tmp_path, key, value):
+    path = tiny_qwen3_vl(tmp_path) / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(CheckpointError, match=f"generation_config.json: {key}"):
+        Engine(path.parent)
+
+
 def test_a_cache_that_cannot_fit_is_refused_before_loading():
     with pytest.raises(CapacityError, match="memory|GiB|bytes"):
         Engine(tiny_qwen3_vl(), config=EngineConfig(max_batch=1024, max_text_tokens=1 << 20))
