@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydstp.errors import OptionError
@@ -165,13 +165,3 @@ class SamplingParams:
         changes = {name: neutral[name] if value is None else value
                    for name, value in defaults.items() if getattr(self, name) is None}
         return replace(self, **changes)
-
-
-def from_options(kind: type, options: dict[str, Any]) -> Any:
-    """`kind(**options)`, where an unknown name is an `OptionError` that lists the known ones."""
-    known = [field.name for field in fields(kind)]
-    for name in options:
-        if name not in known:
-            raise OptionError(f"{kind.__name__}: unknown option {name!r}, "
-                              f"expected one of {', '.join(known)}")
-    return kind(**options)
