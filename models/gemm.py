@@ -12,8 +12,8 @@ WEIGHT_BLOCK = 1 << 21  # weights widened at a time: 8 MiB of fp32
 def gemm(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias with fp32 sums, by the library.
 
-    On an x86 CPU without bf16 arithmetic the library takes six times as long for bf16 as for fp32; there
-    a block of the weights at a time is widened to fp32, which is exact.
+    On an x86 CPU without bf16 arithmetic the library takes six times as long for bf16 as for fp32;
+    there a block of the weights at a time is widened to fp32, which is exact.
 
     x: [num_rows, in_features], weight: [out_features, in_features], bias: [out_features] or None,
     all of one dtype -> [num_rows, out_features].

@@ -112,7 +112,8 @@ def test_stop_strings_are_found_wherever_they_are_cut(seed):
 
 
 def test_logprobs_come_on_request(engine):
-    generation = engine.generate(None, "Hello.", SamplingParams(temperature=0, max_new_tokens=5, logprobs=3))
+    params = SamplingParams(temperature=0, max_new_tokens=5, logprobs=3)
+    generation = engine.generate(None, "Hello.", params)
     assert len(generation.logprobs) == len(generation.token_ids)
     for entry, token_id in zip(generation.logprobs, generation.token_ids, strict=True):
         assert entry.token_id == token_id == entry.top[0][0]  # greedy takes the best one
@@ -146,4 +147,5 @@ def test_a_result_is_plain_data(engine):
     phases = timings.preprocess_ms + timings.vision_ms + timings.prefill_ms
     assert phases <= timings.time_to_first_token_ms
     assert generation.seed == 5
-    assert engine.generate(None, "Hello.", SamplingParams(temperature=0, max_new_tokens=1)).seed is None
+    greedy = SamplingParams(temperature=0, max_new_tokens=1)
+    assert engine.generate(None, "Hello.", greedy).seed is None

@@ -19,7 +19,7 @@ PROMPTS = [
 
 
 @pytest.mark.parametrize("options", [
-    dict(), dict(tied=False, wide_queries=True), dict(moe=True)],
+    {}, dict(tied=False, wide_queries=True), dict(moe=True)],
     ids=["tied", "untied-wide", "moe"])
 def test_greedy_tokens_equal_transformers(options):
     path = tiny_qwen3_vl(**options)

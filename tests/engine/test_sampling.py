@@ -114,7 +114,7 @@ def test_blocked_tokens_never_come():
     assert draw(logits, resolved(temperature=1.0), blocked=[8]) != 8
 
 
-@pytest.mark.parametrize("options", [dict(), dict(temperature=0.8, top_k=5)])
+@pytest.mark.parametrize("options", [{}, dict(temperature=0.8, top_k=5)])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_logits_that_are_not_finite_are_an_error(options, value):
     logits = random_logits(4)
