@@ -1,15 +1,16 @@
 #!/bin/sh
 # Builds the extension with ASan and UBSan into build/sanitize and runs the op tests on it.
-# Usage: tests/run_sanitized.sh [pytest arguments]      PYTHON=python3 chooses the interpreter.
+# Usage: tests/run_sanitized.sh [interpreter [pytest arguments]]
 set -eu
 
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
+python=$(command -v "${1:-python3}")
+[ $# -eq 0 ] || shift
 build=build/sanitize
 
 generator=$(command -v ninja >/dev/null && echo "-GNinja" || true)
 cmake -S . -B "$build" $generator -DPYDSTP_SANITIZE=ON -DPYDSTP_SIMT=ON \
-    -DPython_EXECUTABLE="$(command -v "$python")" \
+    -DPython_EXECUTABLE="$python" \
     -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)"
 cmake --build "$build" --parallel
 module=$(ls "$build"/_C.*.so)

@@ -120,9 +120,8 @@ def decode_attention(
     batch, num_heads = q.shape[:2]
     if not num_heads or num_heads % visual.shape[3]:
         raise OptionError(f"q: expected a multiple of {visual.shape[3]} heads, got {num_heads}")
-    lists, sizes = _lists(visual.shape[0], visible_indices, visible_len, layer_to_group, text_len)
-    if not isinstance(layer_idx, int) or not 0 <= layer_idx < sizes[2]:
-        raise OptionError(f"layer_idx: expected an int in [0, {sizes[2]}), got {layer_idx!r}")
+    lists, sizes = _lists(visual.shape[0], layer_idx, visible_indices, visible_len, layer_to_group,
+                          text_len)
     dtype, shape = visual.dtype, (batch, num_heads, visual.shape[4])
     rows = (row_address(q, "q", dtype, shape), arena, address(seq_idx, "seq_idx", _INT32, (batch,)))
     if check_indices:
@@ -160,14 +159,16 @@ def _arena(visual: Tensor, text: Tensor) -> tuple[int, ...]:
 
 
 def _lists(
-    max_batch: int, visible_indices: Tensor, visible_len: Tensor, layer_to_group: Tensor,
-    text_len: Tensor,
+    max_batch: int, layer_idx: int, visible_indices: Tensor, visible_len: Tensor,
+    layer_to_group: Tensor, text_len: Tensor,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Addresses of what each sequence shows, and (num_groups, list_capacity, num_layers)."""
     check_rank(visible_indices, "visible_indices", ("max_batch", "num_groups", "list_capacity"))
     check_rank(layer_to_group, "layer_to_group", ("max_batch", "num_layers"))
     _, num_groups, list_capacity = visible_indices.shape
     num_layers = layer_to_group.shape[1]
+    if not isinstance(layer_idx, int) or not 0 <= layer_idx < num_layers:
+        raise OptionError(f"layer_idx: expected an int in [0, {num_layers}), got {layer_idx!r}")
     shape = (max_batch, num_groups, list_capacity)
     addresses = (address(visible_indices, "visible_indices", _INT32, shape),
                  address(visible_len, "visible_len", _INT32, (max_batch, num_groups)),
