@@ -24,10 +24,6 @@ class Qwen3VL(nn.Module):
         self.visual = VisionTower(config.vision)
         self.language_model = Decoder(config.text, tied)
 
-    def num_visual_tokens(self, grid: tuple[int, int]) -> int:
-        """grid: (height, width) in patches -> visual tokens of the image."""
-        return grid[0] * grid[1] // self.config.vision.merge_unit
-
     def encode_images(
         self, pixel_values: Tensor, grids: Sequence[tuple[int, int]], ctx: Context
     ) -> VisionOutput:

@@ -23,12 +23,10 @@ class VisionOutput:
     """Visual tokens of some images, one image after the other.
 
     rows: [num_visual, out_hidden_size]. deepstack: one [num_visual, out_hidden_size] per tap.
-    lengths: visual tokens of each image.
     """
 
     rows: Tensor
     deepstack: list[Tensor]
-    lengths: list[int]
 
 
 class PatchEmbed(nn.Module):
@@ -143,8 +141,7 @@ class VisionTower(nn.Module):
             x = block(x, cos_sin, segments)
             if block_idx in taps:
                 deepstack.append(self.deepstack_merger_list[taps.index(block_idx)](x))
-        lengths = [patches // self.config.merge_unit for patches in segments]
-        return VisionOutput(self.merger(x), deepstack, lengths)
+        return VisionOutput(self.merger(x), deepstack)
 
     def embed(self, pixel_values: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
         """Patches plus their learned positions -> [num_patches, hidden_size], weight dtype."""

@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydstp.chat_messages import split_thinking, to_messages, without_reasoning
+from pydstp.chat_messages import split_thinking, to_messages
 from pydstp.chat_template import ChatTemplate
 from pydstp.errors import PromptError
 from pydstp.tokenizer import Tokenizer
 
-__all__ = ["ChatTemplate", "EncodedPrompt", "build_prompt", "split_thinking", "to_messages",
-           "without_reasoning"]
+__all__ = ["ChatTemplate", "EncodedPrompt", "build_prompt", "split_thinking", "to_messages"]
 
 IMAGE_TOKEN = "<|image_pad|>"
 
@@ -41,15 +40,14 @@ class EncodedPrompt:
 
 
 def build_prompt(template: ChatTemplate, tokenizer: Tokenizer,
-                 messages: Sequence[Mapping[str, Any]], num_image_tokens: Sequence[int], *,
-                 image_token: str = IMAGE_TOKEN, **variables: Any) -> EncodedPrompt:
+                 messages: Sequence[Mapping[str, Any]], num_image_tokens: Sequence[int],
+                 **variables: Any) -> EncodedPrompt:
     """Render messages and encode them.
 
     Args:
         template, tokenizer: of the same checkpoint.
         messages: as `to_messages` returns them.
         num_image_tokens: visual tokens of each picture, in order.
-        image_token: the placeholder that the template writes for a picture.
         variables: for the template.
 
     Raises:
@@ -60,9 +58,9 @@ def build_prompt(template: ChatTemplate, tokenizer: Tokenizer,
     marked = [_mark_message(message, tokenizer, marker) for message in messages]
     rendered = template.render(marked, **variables)
     input_ids = _encode(rendered, tokenizer, marker)
-    image_id = tokenizer.token_id(image_token)
+    image_id = tokenizer.token_id(IMAGE_TOKEN)
     if input_ids.count(image_id) != len(num_image_tokens):
-        raise PromptError(f"prompt: expected one {image_token} per picture, that is "
+        raise PromptError(f"prompt: expected one {IMAGE_TOKEN} per picture, that is "
                           f"{len(num_image_tokens)}, the template wrote "
                           f"{input_ids.count(image_id)}")
     expanded, image_spans = _expand(input_ids, image_id, num_image_tokens)

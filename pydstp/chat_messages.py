@@ -158,17 +158,3 @@ def split_thinking(text: str) -> tuple[str | None, str]:
         return None, text
     reasoning = before.lstrip().removeprefix(_THINK_START) if is_opened else before
     return reasoning.strip(), after.lstrip("\n")
-
-
-def without_reasoning(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """Copies of messages whose assistant turns hold answers only, as history should.
-
-    Thinking models are trained with the reasoning of earlier turns left out.
-    """
-    kept = []
-    for message in messages:
-        copy = {key: value for key, value in message.items() if key != "reasoning_content"}
-        if message["role"] == "assistant" and isinstance(message["content"], str):
-            copy["content"] = split_thinking(message["content"])[1]
-        kept.append(copy)
-    return kept

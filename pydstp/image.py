@@ -6,9 +6,8 @@ processor of Qwen2-VL), equal to it value by value where both resize with the sa
 
 from __future__ import annotations
 
-import hashlib
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from pydstp.image_source import load_image
 from pydstp.json_file import read_json
 from pydstp.models.config_reader import Section
 
-__all__ = ["ImageProcessor", "ProcessedImage", "feature_key", "load_image", "smart_resize"]
+__all__ = ["ImageProcessor", "ProcessedImage", "load_image", "smart_resize"]
 
 MAX_ASPECT_RATIO = 200
 FILES = ("preprocessor_config.json", "processor_config.json")
@@ -180,19 +179,6 @@ class ImageProcessor:
             # mode="clip": a level always has an entry, and the check would cost half the time.
             rows[:, channel] = np.take(values, levels[:, channel], mode="clip")[:, None]
         return rows.reshape(grid[0] * grid[1], -1)
-
-
-def feature_key(image: Image.Image, processor: ImageProcessor) -> str:
-    """A key under which a picture's vision features may be kept and found again.
-
-    SHA-256 over the decoded pixels, their mode and size, and every processing parameter: pictures
-    that share bytes but differ in shape do not share a key.
-    """
-    parts = (image.mode, image.size, astuple(processor))
-    digest = hashlib.sha256(repr(parts).encode())
-    digest.update(b"\0")
-    digest.update(image.tobytes())
-    return digest.hexdigest()
 
 
 def _processor_section(folder: Path) -> Section:

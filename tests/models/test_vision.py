@@ -105,7 +105,6 @@ def test_real_head_sizes_equal_transformers(head_dim: int, deepstack: tuple[int,
     assert len(ours.deepstack) == len(deepstack)
     for feature, expected in zip(ours.deepstack, theirs.deepstack_features):
         assert gap(feature, expected) <= TOLERANCE
-    assert ours.lengths == [6, 1]
 
 
 def test_norm_eps_shows_where_activations_are_small() -> None:
@@ -127,7 +126,7 @@ def test_images_do_not_see_each_other(ctx: Context) -> None:
     model = our_model(path, reference_model(path))
     inputs = make_inputs(model.config, ((4, 6), (6, 2), (2, 2)))
     together = model.encode_images(inputs.pixel_values, inputs.grids, ctx)
-    assert together.lengths == [model.num_visual_tokens(grid) for grid in inputs.grids] == [6, 3, 1]
+    assert len(together.rows) == 6 + 3 + 1
     pixels = inputs.pixel_values.split([24, 12, 4])
     alone = [model.encode_images(p, [g], ctx) for p, g in zip(pixels, inputs.grids)]
     assert gap(together.rows, torch.cat([one.rows for one in alone])) <= TOLERANCE

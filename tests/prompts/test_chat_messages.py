@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pydstp.chat import split_thinking, to_messages, without_reasoning
+from pydstp.chat import split_thinking, to_messages
 from pydstp.errors import PromptError
 from tests.prompts.conversations import text
 
@@ -93,13 +93,3 @@ class TestMessages:
 ])
 def test_split_thinking(written: str, reasoning: str | None, answer: str) -> None:
     assert split_thinking(written) == (reasoning, answer)
-
-
-def test_without_reasoning_keeps_answers_only() -> None:
-    messages = [{"role": "user", "content": "a </think> b"},
-                {"role": "assistant", "content": "hm</think>\n\nYes.", "reasoning_content": "hm"},
-                {"role": "assistant", "content": [text("as it is")]}]
-    copy = [dict(message) for message in messages]
-    assert without_reasoning(messages) == [
-        messages[0], {"role": "assistant", "content": "Yes."}, messages[2]]
-    assert messages == copy

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
 )
 
 from pydstp.errors import CheckpointError, ImageError, OptionError, UnsupportedModelError
-from pydstp.image import ImageProcessor, feature_key, load_image, smart_resize
+from pydstp.image import ImageProcessor, load_image, smart_resize
 from tests.prompts.pictures import picture
 
 FILE = {
@@ -244,18 +243,3 @@ def test_only_rgb_images_are_processed(tmp_path: Path) -> None:
         processor.preprocess(picture(40, 40).convert("L"))
     with pytest.raises(ImageError, match="mode RGB, got ndarray"):
         processor.preprocess(np.zeros((4, 4, 3), np.uint8))
-
-
-def test_feature_key_depends_on_pixels_mode_size_and_parameters(tmp_path: Path) -> None:
-    processor = ImageProcessor.from_checkpoint(folder(tmp_path))
-    image = picture(24, 16)
-    data = image.tobytes()
-    others = [
-        (picture(24, 16, seed=1), processor), (Image.frombytes("RGB", (16, 24), data), processor),
-        (Image.frombytes("L", (72, 16), data), processor),
-        (image, replace(processor, max_pixels=4096)), (image, replace(processor, patch_size=14)),
-        (image, replace(processor, mean=(0.4, 0.5, 0.5))),
-    ]  # fmt: skip
-    keys = {feature_key(*pair) for pair in others}
-    assert len(keys) == len(others) and feature_key(image, processor) not in keys
-    assert feature_key(image.copy(), replace(processor)) == feature_key(image, processor)
