@@ -1,4 +1,4 @@
-"""pydstp: Qwen3-VL from safetensors, with visual tokens that can come back while it answers.
+"""pydstp: Qwen3-VL from safetensors, on a cache built for visual tokens that come and go.
 
 Public names are imported when they are first used, so that `import pydstp` costs nothing and the
 command line can prepare the process before torch is loaded.
