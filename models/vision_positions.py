@@ -38,7 +38,7 @@ def interpolated_positions(
 
 def _interpolation_matrix(length: int, side: int, device: torch.device) -> Tensor:
     """[length, side] fp32: point i samples the coordinate i * (side - 1) / (length - 1)."""
-    coordinate = torch.linspace(0, side - 1, length, device=device)
+    coordinate = torch.linspace(0, side - 1, length, dtype=torch.float32, device=device)
     return (1 - (coordinate[:, None] - torch.arange(side, device=device)).abs()).clamp_(min=0)
 
 

@@ -84,7 +84,8 @@ def gather_kv(visual: Tensor, text: Tensor, seq_idx: int, slots: Tensor, *, pool
 def attention_workspace(batch: int, num_heads: int, visible_indices: Tensor,
                         text: Tensor) -> Tensor:
     """A float32 workspace for `decode_attention` of up to `batch` rows, whatever their lengths."""
-    return torch.empty(_workspace_size(batch, num_heads, visible_indices, text))
+    size = _workspace_size(batch, num_heads, visible_indices, text)
+    return torch.empty(size, dtype=torch.float32)  # whatever the process has for a default
 
 
 def decode_attention(
@@ -133,8 +134,7 @@ def decode_attention(
         _check_lists(visible_indices[seqs, groups], visible_len[seqs, groups], visual.shape[1])
     if workspace is None:
         workspace = attention_workspace(batch, num_heads, visible_indices, text)
-    if out is None:
-        out = q.new_empty(shape)
+    out = q.new_empty(shape) if out is None else out
     _C.decode_attention(
         pool, *rows, *lists, _workspace(workspace, batch, num_heads, visible_indices, text),
         optional_address(status, "status", _INT32, (1,)), address(out, "out", dtype, shape),
