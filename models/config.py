@@ -62,6 +62,7 @@ class VisionConfig:
 
     @property
     def head_dim(self) -> int:
+        """Channels of one head, as they are: 72 is not padded to 80."""
         return self.hidden_size // self.num_heads
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from pydstp.models.config import VLMConfig
+from pydstp.models.config import DENSE, MOE, VLMConfig
 
 Shape = tuple[int, ...]
 
@@ -63,7 +63,7 @@ QWEN3_VL = NameMap(
     stacked=QWEN3_STACKED,
     published="model.",
 )
-NAME_MAPS = {"qwen3_vl": QWEN3_VL, "qwen3_vl_moe": QWEN3_VL}
+NAME_MAPS = {DENSE: QWEN3_VL, MOE: QWEN3_VL}
 
 # Buffers that old files hold and that are computed here.
 IGNORED_PARTS = ("inv_freq", "*rotary_emb*", "position_ids")
@@ -77,9 +77,6 @@ REFUSED_PARTS = (
     ("absmax", "quantised weights"),
     ("quant_map", "quantised weights"),
     ("lora_*", "an adapter (LoRA), not a whole model"),
-    ("mlp2", "InternVL3.5-Flash (visual resolution router)"),
-    ("gating", "InternVL3.5-Flash (visual resolution router)"),
-    ("pooling_before_gating", "InternVL3.5-Flash (visual resolution router)"),
 )
 
 

@@ -1,16 +1,12 @@
 """From a configuration to the class that computes it."""
 
-from importlib import import_module
-
 import torch
 from torch import nn
 
-from pydstp.models.config import VLMConfig
+from pydstp.models.config import DENSE, MOE, VLMConfig
+from pydstp.models.qwen3_vl import Qwen3VL
 
-_FAMILIES = {
-    "qwen3_vl": ("pydstp.models.qwen3_vl", "Qwen3VL"),
-    "qwen3_vl_moe": ("pydstp.models.qwen3_vl", "Qwen3VL"),
-}
+_FAMILIES = {DENSE: Qwen3VL, MOE: Qwen3VL}
 
 
 def build_model(config: VLMConfig, tied: bool) -> nn.Module:
@@ -18,7 +14,6 @@ def build_model(config: VLMConfig, tied: bool) -> nn.Module:
 
     tied: True where the checkpoint has no tensor for the head.
     """
-    module, name = _FAMILIES[config.model_type]
     with torch.device("meta"):
-        model = getattr(import_module(module), name)(config, tied)
+        model = _FAMILIES[config.model_type](config, tied)
     return model.requires_grad_(False).eval()

@@ -61,8 +61,6 @@ def test_buffers_are_ignored_and_their_neighbours_are_not() -> None:
     ("model.layers.0.mlp.down_proj.weight_scale_inv", "FP8"),
     ("model.layers.0.mlp.down_proj.qweight", "quantised"),
     ("model.layers.0.mlp.down_proj.weight_scale", "quantised"),
-    ("mlp2.0.weight", "Flash"),
-    ("gating.0.weight", "Flash"),
     ("base.layers.0.q_proj.lora_A.weight", "adapter"),
 ])
 def test_what_is_refused_by_name(name: str, what: str) -> None:
