@@ -21,8 +21,9 @@ class Chat:
     """Turns of one conversation; made by `Engine.chat`.
 
     Each turn renders the whole history with the chat template and runs only what the cache does
-    not hold already, so its answer is that of a fresh run of the same history. A turn that fails
-    or is cancelled leaves the conversation as it was before.
+    not hold already: a greedy answer is that of a fresh run of the same history, up to rounding.
+    Draws are keyed by (seed, turn, token index). One turn runs at a time; one that fails or is
+    cancelled leaves the conversation as it was before.
 
     Attributes:
         messages: the history, as chat messages (reasoning of earlier turns is left out).
