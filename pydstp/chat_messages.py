@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydstp.errors import PromptError
+from pydstp.errors import PromptError, show
 
 Message = dict[str, Any]
 
@@ -67,11 +67,11 @@ class _MessageReader:
                               f"got {type(message).__name__}")
         for key in message:
             if key not in _MESSAGE_KEYS:
-                raise PromptError(f"{where}: unknown key {key!r}, expected "
+                raise PromptError(f"{where}: unknown key {show(key)}, expected "
                                   f"{', '.join(sorted(_MESSAGE_KEYS))}")
         role = message.get("role")
         if role not in ROLES:
-            raise PromptError(f"{where}.role: expected one of {', '.join(ROLES)}, got {role!r}")
+            raise PromptError(f"{where}.role: expected one of {', '.join(ROLES)}, got {show(role)}")
         clean = {"role": role, "content": self._content(where, role, message.get("content"))}
         if message.get("reasoning_content") is not None:
             reasoning = message["reasoning_content"]
@@ -108,7 +108,7 @@ class _MessageReader:
             raise PromptError(f"{where}: video is not supported; expected text or image items")
         if kind not in ("image", *_PICTURE_KEYS):
             raise PromptError(f"{where}.type: expected 'text', 'image' or 'image_url', "
-                              f"got {kind!r}")
+                              f"got {show(kind)}")
         if role != "user":
             raise PromptError(f"{where}: expected pictures in user messages only, got one in a "
                               f"message of role {role!r}")
@@ -135,7 +135,7 @@ def _own_picture(where: str, key: str, value: Any) -> Any:
     # The form of web requests: a path in it would let a stranger read local files.
     if not isinstance(url, str) or not url.lower().startswith("data:"):
         raise PromptError(f"{where}.image_url: expected a data URL (nothing is fetched, no file "
-                          f"is opened), got {str(url)[:80]!r}")
+                          f"is opened), got {show(url, 80)}")
     return url
 
 

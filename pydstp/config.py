@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pydstp.errors import OptionError
+from pydstp.errors import OptionError, show
 
 DEFAULT_MAX_NEW_TOKENS = 1024
 CPU_MAX_PIXELS = 1_300_000
+_LARGEST_INT = 2**63 - 1
 
 
-def _require_int(name: str, value: Any, low: int, high: int | None = None) -> None:
-    bound = f">= {low}" if high is None else f"in [{low}, {high}]"
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise OptionError(f"{name}: expected an integer {bound}, got {value!r}")
-    if value < low or (high is not None and value > high):
-        raise OptionError(f"{name}: expected an integer {bound}, got {value}")
+def _require_int(name: str, value: Any, low: int, high: int = _LARGEST_INT) -> None:
+    bound = f">= {low}" if high == _LARGEST_INT else f"in [{low}, {high}]"
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise OptionError(f"{name}: expected an integer {bound}, got {show(value)}")
 
 
 def _require_float(name: str, value: Any, low: float, high: float = math.inf, *,
                    open_low: bool = False) -> None:
     left, right = ("(" if open_low else "["), (")" if high == math.inf else "]")
-    expected = f"expected a finite number in {left}{low:g}, {high:g}{right}"
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise OptionError(f"{name}: {expected}, got {value!r}")
-    if value < low or value > high or (open_low and value == low):
-        raise OptionError(f"{name}: {expected}, got {value}")
-
-
-def _require_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    if value not in choices:
-        raise OptionError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # Compared, not converted: an integer may be larger than any float.
+    is_finite = is_number and -sys.float_info.max <= value <= sys.float_info.max
+    if not is_finite or value < low or value > high or (open_low and value == low):
+        raise OptionError(f"{name}: expected a finite number in {left}{low:g}, {high:g}{right}, "
+                          f"got {show(value)}")
 
 
 @dataclass(frozen=True)
@@ -123,7 +119,8 @@ class SamplingParams:
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             raise OptionError(f"min_new_tokens: expected at most max_new_tokens = "
                               f"{self.max_new_tokens}, got {self.min_new_tokens}")
-        _require_choice("ignore_eos", self.ignore_eos, (True, False))
+        if not isinstance(self.ignore_eos, bool):
+            raise OptionError(f"ignore_eos: expected True or False, got {show(self.ignore_eos)}")
         if self.logprobs is not None:
             _require_int("logprobs", self.logprobs, 0, 100)
         object.__setattr__(self, "stop", self._checked_stop())
@@ -138,16 +135,16 @@ class SamplingParams:
         if self.min_p is not None:
             _require_float("min_p", self.min_p, 0.0, 1.0)
         if self.repetition_penalty is not None:
-            _require_float("repetition_penalty", self.repetition_penalty, 0.0, open_low=True)
+            _require_float("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _require_float("presence_penalty", self.presence_penalty, -100.0, 100.0)
 
     def _checked_stop(self) -> tuple[str, ...]:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, Sequence):
-            raise OptionError(f"stop: expected a string or a list of strings, got {stop!r}")
+            raise OptionError(f"stop: expected a string or a list of strings, got {show(stop)}")
         for text in stop:
             if not isinstance(text, str) or not text:
-                raise OptionError(f"stop: expected non-empty strings, got {text!r}")
+                raise OptionError(f"stop: expected non-empty strings, got {show(text)}")
         return tuple(stop)
 
     def resolve(self, generation_config: dict[str, Any]) -> SamplingParams:

@@ -12,7 +12,7 @@ from pydstp.errors import CancelledError, PydstpError
 from pydstp.generation import CancelToken, Generation
 from pydstp.image import ProcessedImage
 from pydstp.kv_cache import KVCache
-from pydstp.preparation import Preparation
+from pydstp.preparation import Preparation, require_type
 from pydstp.scheduler import Scheduler
 from pydstp.sequence import Sequence
 
@@ -31,6 +31,7 @@ class Chat:
 
     def __init__(self, preparation: Preparation, scheduler: Scheduler, cache: KVCache,
                  system: str | None) -> None:
+        require_type("system", system, str)
         self._preparation = preparation
         self._scheduler = scheduler
         self._cache = cache

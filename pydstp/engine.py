@@ -13,13 +13,13 @@ from pydstp import ops, weights
 from pydstp.chat import IMAGE_TOKEN, ChatTemplate
 from pydstp.config import EngineConfig, SamplingParams
 from pydstp.conversation import Chat
-from pydstp.errors import CancelledError, CheckpointError, OptionError, PydstpError
+from pydstp.errors import CancelledError, CheckpointError, OptionError, PydstpError, show
 from pydstp.generation import CancelToken, Generation
 from pydstp.image import ImageProcessor
 from pydstp.kv_cache import CacheGeometry, KVCache
 from pydstp.models.config import VLMConfig
 from pydstp.models.config_reader import Section
-from pydstp.preparation import Preparation, Prompt, as_list, is_batch
+from pydstp.preparation import Preparation, Prompt, as_list, is_batch, require_type
 from pydstp.runner import Runner
 from pydstp.scheduler import Scheduler
 from pydstp.sequence import Sequence
@@ -53,8 +53,10 @@ class Engine:
     def __init__(self, path: str | PathLike[str], device: str = "auto", dtype: str = "auto",
                  config: EngineConfig | None = None, *,
                  progress: Callable[[int, int], None] | None = None) -> None:
-        if device not in ("auto", "cpu"):
-            raise OptionError(f"device: expected 'auto' or 'cpu', got {device!r}")
+        if not isinstance(device, str) or device not in ("auto", "cpu"):
+            raise OptionError(f"device: expected 'auto' or 'cpu', got {show(device)}")
+        require_type("config", config, EngineConfig)
+        require_type("progress", progress, Callable)
         self.config = config = config or EngineConfig()
         checkpoint = weights.open_checkpoint(path)
         self.model_config = VLMConfig.from_dict(checkpoint.config, str(checkpoint.config_path))
@@ -105,6 +107,7 @@ class Engine:
                 written). In a batch, that row says `finish_reason="cancelled"` instead.
         """
         self._check_open()
+        require_type("callback", callback, Callable)
         if not is_batch(prompt):
             sequences = [self._preparation.request(prompt, image, sampling, cancel)]
         else:

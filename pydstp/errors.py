@@ -3,6 +3,17 @@
 A message says what was expected, what came, and which argument, file or tensor it was about.
 """
 
+import re
+
+
+def show(value: object, limit: int = 120) -> str:
+    """What came, for a message: its `repr`, shortened and without addresses."""
+    try:
+        text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+    except Exception:  # integers of thousands of digits have no decimal form
+        text = type(value).__name__
+    return text if len(text) <= limit else text[:limit - 3] + "..."
+
 
 class PydstpError(Exception):
     """Base class of every error raised on purpose by pydstp."""

@@ -41,8 +41,8 @@ class Preparation:
             ImageError, PromptError, CapacityError, OptionError: see the message.
         """
         started = time.perf_counter()
-        _require_type("sampling", sampling, SamplingParams)
-        _require_type("cancel", cancel, CancelToken)
+        require_type("sampling", sampling, SamplingParams)
+        require_type("cancel", cancel, CancelToken)
         messages, images = chat.to_messages(prompt, as_list(images))
         processed = self.read_images(images)
         encoded = chat.build_prompt(self._template, self.tokenizer, messages,
@@ -160,7 +160,8 @@ def _spread(name: str, value: Any, count: int, *, allow_one: bool = True) -> lis
     return list(value)
 
 
-def _require_type(name: str, value: Any, kind: type) -> None:
+def require_type(name: str, value: Any, kind: type) -> None:
+    """Raise `OptionError` for a value that is neither None nor of `kind`."""
     if value is not None and not isinstance(value, kind):
         raise OptionError(f"{name}: expected {kind.__name__} or None, got {type(value).__name__}")
 

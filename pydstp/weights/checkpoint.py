@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydstp.errors import CheckpointError, OptionError
+from pydstp.errors import CheckpointError, OptionError, show
 from pydstp.json_file import read_json
 from pydstp.weights.safetensors_file import TensorInfo, read_header
 
@@ -52,7 +52,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
     """The folder; `CheckpointError` if there is none, or if it cannot be read."""
     if not isinstance(path, str | os.PathLike):
-        raise OptionError(f"path: expected the path of a folder, got {path!r}")
+        raise OptionError(f"path: expected the path of a folder, got {show(path)}")
     folder = Path(path)
     if os.path.isfile(folder):
         raise CheckpointError(f"{folder}: expected the folder of a checkpoint, got a file")

@@ -9,7 +9,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from pydstp.errors import CapacityError, CheckpointError, OptionError, UnsupportedModelError
+from pydstp.errors import CapacityError, CheckpointError, OptionError, UnsupportedModelError, show
 from pydstp.models import name_map
 from pydstp.models.config import VLMConfig
 from pydstp.models.name_map import NAME_MAPS, NameMap, Placement
@@ -64,8 +64,9 @@ def resolve_dtype(checkpoint: Checkpoint, dtype: str = "auto") -> torch.dtype:
     the file is float16 (the vision tower overflows float16), and is float32 otherwise.
     """
     if dtype != "auto":
-        if dtype not in DTYPES:
-            raise OptionError(f"dtype: expected 'auto', 'bfloat16' or 'float32', got {dtype!r}")
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            raise OptionError(f"dtype: expected 'auto', 'bfloat16' or 'float32', "
+                              f"got {show(dtype)}")
         return DTYPES[dtype]
     half = sum(info.numel for info in checkpoint.tensors.values() if info.dtype in ("BF16", "F16"))
     total = num_parameters(checkpoint)
