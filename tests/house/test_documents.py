@@ -33,7 +33,8 @@ def test_the_python_examples_run(index, tmp_path, monkeypatch, capsys) -> None:
 def test_the_picture_and_the_transcript_are_of_the_demo() -> None:
     example = make_example("trail", DEMO_SEED)
     with Image.open(tree.ROOT / "docs" / "demo.png") as picture:
-        assert picture.tobytes() == example.images[0].tobytes()
+        is_same = picture.tobytes() == example.images[0].tobytes()
+    assert is_same, f"draw it again: pydstp demo --seed {DEMO_SEED} --output docs/demo.png"
     transcript = tree.fenced_blocks(README, "text")[0]
     assert transcript == f"question  {example.prompt}\nanswer    {example.answer}\n"
     assert f'make_example("trail", seed={DEMO_SEED})' in "\n".join(tree.lines(README))
