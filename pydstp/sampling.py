@@ -60,13 +60,7 @@ def distribution(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray
     Returns:
         (token_ids [n] int64, probabilities [n] float64); probabilities need not sum to 1.
     """
-    token_ids = np.arange(len(logits))
-    if 0 < params.top_k < len(logits):
-        # A superset of the k best (ties at the border included), so that the stable sort decides.
-        border = np.partition(logits, -params.top_k)[-params.top_k]
-        token_ids = np.flatnonzero(logits >= border)
-    order = np.argsort(-logits[token_ids], kind="stable")
-    token_ids = token_ids[order][:params.top_k or None]
+    token_ids = best_tokens(logits, params.top_k or len(logits))
     distances = logits[token_ids].astype(np.float64) - logits[token_ids[0]]
     with np.errstate(over="ignore"):  # a tiny temperature: minus infinity, a probability of 0
         probabilities = np.exp(distances / params.temperature)
@@ -81,6 +75,16 @@ def distribution(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray
     return token_ids, probabilities
 
 
+def best_tokens(logits: np.ndarray, count: int) -> np.ndarray:
+    """The `count` most likely tokens, best first, or all there are; equals by ascending id."""
+    token_ids = np.arange(len(logits))
+    if count < len(logits):
+        # A superset of the best (ties at the border included), so that the stable sort decides.
+        border = np.partition(logits, -count)[-count]
+        token_ids = np.flatnonzero(logits >= border)
+    return token_ids[np.argsort(-logits[token_ids], kind="stable")][:count]
+
+
 def keyed_uniform(seed: int, request_idx: int, token_idx: int) -> float:
     """A number in [0, 1) that depends on (seed, request, token index) and on nothing else."""
     key = np.array([seed, request_idx], dtype=np.uint64)
@@ -92,6 +96,6 @@ def token_logprob(logits: np.ndarray, token_id: int, num_top: int) -> TokenLogpr
     """Log-probabilities of `token_id` and of the `num_top` best tokens; logits [vocab_size]."""
     shifted = logits.astype(np.float64) - float(logits.max())
     logprobs = shifted - np.log(np.exp(shifted).sum())
-    best = np.argsort(-logprobs, kind="stable")[:num_top]
+    best = best_tokens(logits, num_top) if num_top else ()
     top = tuple((int(i), float(logprobs[i])) for i in best)
     return TokenLogprob(int(token_id), float(logprobs[token_id]), top)
