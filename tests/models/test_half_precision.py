@@ -26,7 +26,7 @@ def test_bf16_is_as_close_to_fp32_as_transformers_is(options: dict, ctx: Context
         print(f"{our_error.abs().max():.2e} against {their_error.abs().max():.2e}")
         # Rounding may send a token to another expert, which is no small difference any more.
         typical = torch.median if options.get("moe") else torch.max
-        assert typical(our_error.abs()) <= 3 * typical(their_error.abs())
+        assert typical(our_error.abs()) <= 2 * typical(their_error.abs())
 
 
 def test_bf16_decode_agrees_with_bf16_prefill(ctx: Context) -> None:
@@ -42,4 +42,4 @@ def test_bf16_decode_agrees_with_bf16_prefill(ctx: Context) -> None:
     for i in range(text_start, len(inputs.input_ids)):
         decoded = runner.decode({0: int(inputs.input_ids[i])})[0]
         rounding = (prefilled[i] - expected[i]).abs().max()
-        assert (decoded - expected[i]).abs().max() <= 3 * rounding
+        assert (decoded - expected[i]).abs().max() <= 2 * rounding
