@@ -16,8 +16,8 @@ _LARGEST_INT = 2**63 - 1
 
 
 def _require_int(name: str, value: Any, low: int, high: int = _LARGEST_INT) -> None:
-    bound = f">= {low}" if high == _LARGEST_INT else f"in [{low}, {high}]"
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        bound = f">= {low}, < 2**63" if high == _LARGEST_INT else f"in [{low}, {high}]"
         raise OptionError(f"{name}: expected an integer {bound}, got {show(value)}")
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
 from pydstp.config import SamplingParams
 from pydstp.errors import CancelledError, PydstpError
-from pydstp.generation import CancelToken, Generation
+from pydstp.generation import CancelToken, Generation, one_reader
 from pydstp.image import ProcessedImage
 from pydstp.kv_cache import KVCache
 from pydstp.preparation import Preparation, require_type
@@ -40,7 +41,8 @@ class Chat:
         self._images: list[ProcessedImage] = []
         self._num_turns = 0
         self._starting = threading.Lock()
-        self._running: Iterator[str | Generation] | None = None
+        # Not owned: a turn that its reader drops ends there.
+        self._running: weakref.ref[Iterator[str | Generation]] | None = None
         self.messages: list[dict[str, Any]] = []
         if system is not None:
             self.messages.append({"role": "system", "content": system})
@@ -64,8 +66,8 @@ class Chat:
 
     def close(self) -> None:
         """End a turn that is half read and give the cache sequence back; idempotent."""
-        if self._running is not None:
-            self._end(self._running)
+        if (pieces := self._running_turn()) is not None:
+            self._end(pieces)
         if self._seq_idx is not None:
             self._scheduler.release(self._seq_idx)
             self._seq_idx = None
@@ -81,15 +83,16 @@ class Chat:
         """Check the turn, take the chat, and run it as far as its first piece is asked for."""
         if self._seq_idx is None:
             raise PydstpError("chat: expected an open chat, got one that was closed")
-        if self._running is not None:
+        if self._running_turn() is not None:
             raise PydstpError("chat: a turn is still running; read it to its end or close it")
         images = self._preparation.read_images(image)
         content = [{"type": "image"} for _ in images] + [{"type": "text", "text": prompt}]
         message = {"role": "user", "content": content if images else prompt}
         seq = self._preparation.request([*self.messages, message], self._images + images,
                                         sampling, cancel, self._num_turns)
-        self._running = self._run(seq, message, images)
-        return self._running
+        pieces = self._run(seq, message, images)
+        self._running = weakref.ref(pieces)
+        return pieces
 
     def _run(self, seq: Sequence, message: dict[str, Any],
              images: list[ProcessedImage]) -> Iterator[str | Generation]:
@@ -119,13 +122,13 @@ class Chat:
 
     def _end(self, pieces: Iterator[str | Generation]) -> None:
         """End a turn that may be unread, half read or over."""
-        try:
+        with one_reader("chat"):
             pieces.close()
-        except ValueError:
-            raise PydstpError("chat: the turn is being read by another thread; "
-                              "cancel it instead") from None
-        if self._running is pieces:
+        if self._running_turn() is pieces:
             self._running = None
+
+    def _running_turn(self) -> Iterator[str | Generation] | None:
+        return None if self._running is None else self._running()
 
     def _rewind(self, num_tokens: int) -> None:
         self._cache.rewind(self._seq_idx, self._cache.mark_at(self._seq_idx, num_tokens))
@@ -144,11 +147,12 @@ class Turn:
         return self
 
     def __next__(self) -> str:
-        for piece in self._pieces:
-            if isinstance(piece, Generation):
-                self.generation = piece
-            elif piece:
-                return piece
+        with one_reader("chat"):
+            for piece in self._pieces:
+                if isinstance(piece, Generation):
+                    self.generation = piece
+                elif piece:
+                    return piece
         raise StopIteration
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from pydstp.chat import IMAGE_TOKEN, ChatTemplate
 from pydstp.config import EngineConfig, SamplingParams
 from pydstp.conversation import Chat
 from pydstp.errors import CancelledError, CheckpointError, OptionError, PydstpError, show
-from pydstp.generation import CancelToken, Generation
+from pydstp.generation import CancelToken, Generation, one_reader
 from pydstp.image import ImageProcessor
 from pydstp.kv_cache import CacheGeometry, KVCache
 from pydstp.models.config import VLMConfig
@@ -138,8 +138,8 @@ class Engine:
         """Refuse further work, stop its threads, give up weights and cache; idempotent."""
         if self._is_closed:
             return
-        self._is_closed = True
         self._scheduler.close()
+        self._is_closed = True
         self._pool.close()
         self._runner.close()
 
@@ -172,16 +172,18 @@ class Stream:
         return self
 
     def __next__(self) -> str:
-        for _, piece in self._pieces:
-            if piece:
-                return piece
+        with one_reader("stream"):
+            for _, piece in self._pieces:
+                if piece:
+                    return piece
         if self._seq.finish_reason is not None:
             self.generation = self.generation or _uncancelled(self._seq)
         raise StopIteration
 
     def close(self) -> None:
         """Stop the request where it stands; `generation` then holds what was written."""
-        self._pieces.close()
+        with one_reader("stream"):
+            self._pieces.close()
         self._seq.finish_cancelled()
         self.generation = self.generation or self._seq.result()
 

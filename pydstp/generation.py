@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pydstp.errors import CancelledError
+from pydstp.errors import CancelledError, PydstpError
 
 
 class CancelToken:
@@ -28,6 +30,18 @@ class CancelToken:
         """Raise `CancelledError` if `cancel` was called."""
         if self._event.is_set():
             raise CancelledError("the request was cancelled")
+
+
+@contextmanager
+def one_reader(what: str) -> Iterator[None]:
+    """Around a use of an answer's generator: a thread that comes while it runs is told so."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error) != "generator already executing":
+            raise
+        raise PydstpError(f"{what}: expected one reader at a time, but another thread (or this one "
+                          f"further up) is reading it; cancel the request instead") from None
 
 
 @dataclass(frozen=True)

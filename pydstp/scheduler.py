@@ -6,6 +6,7 @@ sequences, and the model is taken for one forward pass at a time, first come, fi
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -20,14 +21,26 @@ _POLL_S = 0.05
 
 
 class FairLock:
-    """A lock that is granted in the order in which it was asked for."""
+    """A lock that is granted in the order in which it was asked for.
+
+    Its holder may not ask again: a signal handler runs in the middle of whatever its thread does,
+    and would wait for itself.
+    """
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
         self._waiting: deque[threading.Lock] = deque()
         self._is_taken = False
+        self._owner: int | None = None
 
     def __enter__(self) -> None:
+        if self._owner == threading.get_ident():
+            raise PydstpError("engine: expected no call from within a forward pass of the same "
+                              "thread, as from a signal handler; cancel the request instead")
+        self._wait_for_turn()
+        self._owner = threading.get_ident()
+
+    def _wait_for_turn(self) -> None:
         with self._mutex:
             if not self._is_taken:
                 self._is_taken = True
@@ -43,6 +56,7 @@ class FairLock:
 
     def __exit__(self, *exc_info: object) -> None:
         with self._mutex:
+            self._owner = None
             if self._waiting:
                 self._waiting.popleft().release()
             else:
@@ -66,6 +80,7 @@ class Scheduler:
         self._turn = FairLock()
         self._seats = threading.Condition()
         self._holders: dict[int, int | None] = {}
+        self._waiting: set[int] = set()
         self._is_closed = False
 
     def close(self) -> None:
@@ -83,20 +98,29 @@ class Scheduler:
         """A cache sequence; waits for one while another thread's request holds it.
 
         Raises:
-            CapacityError: all are held by open chats or by this thread's own open streams, so
-                that waiting would never end.
+            CapacityError: all are held by open chats, by this thread's own open streams, or by
+                threads that wait themselves or have ended, so that waiting would never end.
             CancelledError: cancelled while waiting.
         """
         me = threading.get_ident()
         with self._seats:
-            while (seq_idx := self._take(None if is_chat else me)) is None:
-                if all(holder in (None, me) for holder in self._holders.values()):
-                    raise CapacityError(
-                        f"sequences: all max_batch = {self._cache.geometry.max_batch} are held by "
-                        f"open chats and streams; close one, or raise EngineConfig.max_batch")
-                cancel.check()
-                self._seats.wait(_POLL_S)
+            try:
+                while (seq_idx := self._take(None if is_chat else me)) is None:
+                    self._waiting.add(me)
+                    self._check_wait_ends()
+                    cancel.check()
+                    self._seats.wait(_POLL_S)
+            finally:
+                self._waiting.discard(me)
             return seq_idx
+
+    def _check_wait_ends(self) -> None:
+        """Some thread must be at work on a request, and so about to give its place back."""
+        at_work = sys._current_frames().keys() - self._waiting
+        if at_work.isdisjoint(self._holders.values()):
+            raise CapacityError(
+                f"sequences: all max_batch = {self._cache.geometry.max_batch} are held by "
+                f"open chats and streams; close one, or raise EngineConfig.max_batch")
 
     def release(self, seq_idx: int) -> None:
         """Give a cache sequence back and wake who waits for one."""
