@@ -58,6 +58,8 @@ def build_prompt(template: ChatTemplate, tokenizer: Tokenizer,
     marked = [_mark_message(message, tokenizer, marker) for message in messages]
     rendered = template.render(marked, **variables)
     input_ids = _encode(rendered, tokenizer, marker)
+    if not input_ids:
+        raise PromptError("prompt: expected a text from the chat template, got an empty one")
     image_id = tokenizer.token_id(IMAGE_TOKEN)
     if input_ids.count(image_id) != len(num_image_tokens):
         raise PromptError(f"prompt: expected one {IMAGE_TOKEN} per picture, that is "
@@ -120,8 +122,11 @@ def _texts_in(messages: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _unused_character(texts: Sequence[str]) -> str:
     """A private-use character that occurs in none of the texts."""
-    return next(char for char in map(chr, range(0x10FFFD, 0xFFFFF, -1))
-                if not any(char in text for text in texts))
+    used = set().union(*texts)
+    for code in range(0x10FFFD, 0xFFFFF, -1):
+        if chr(code) not in used:
+            return chr(code)
+    raise PromptError("prompt: expected a text, got one that holds every private-use character")
 
 
 def _encode(rendered: str, tokenizer: Tokenizer, marker: str) -> list[int]:

@@ -37,6 +37,9 @@ class Chat:
         self._scheduler = scheduler
         self._cache = cache
         self._seq_idx: int | None = scheduler.acquire(CancelToken(), is_chat=True)
+        # Also for a chat that is dropped without being closed.
+        self._release = weakref.finalize(self, scheduler.release, self._seq_idx)
+        self._release.atexit = False
         self._cached_ids: list[int] = []
         self._images: list[ProcessedImage] = []
         self._num_turns = 0
@@ -68,9 +71,8 @@ class Chat:
         """End a turn that is half read and give the cache sequence back; idempotent."""
         if (pieces := self._running_turn()) is not None:
             self._end(pieces)
-        if self._seq_idx is not None:
-            self._scheduler.release(self._seq_idx)
-            self._seq_idx = None
+        self._release()
+        self._seq_idx = None
 
     def __enter__(self) -> Chat:
         return self

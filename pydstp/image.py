@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from pydstp.config import CPU_MAX_PIXELS
-from pydstp.errors import CheckpointError, ImageError, OptionError
+from pydstp.errors import CapacityError, CheckpointError, ImageError, OptionError
 from pydstp.image_source import load_image
 from pydstp.json_file import read_json
 from pydstp.models.config_reader import Section
@@ -137,13 +137,15 @@ class ImageProcessor:
         _check_against_model(processor, section, Path(path))
         return processor
 
-    def preprocess(self, image: Image.Image) -> ProcessedImage:
+    def preprocess(self, image: Image.Image, max_tokens: int | None = None) -> ProcessedImage:
         """Resize, normalise and cut a picture into patch rows.
 
         Args:
             image: an RGB image, as `load_image` returns it.
+            max_tokens: visual tokens that there is room for, None for any number.
 
         Raises:
+            CapacityError: it would become more than `max_tokens`; it was not resized.
             ImageError: not an RGB image, or one side is more than 200 times the other.
         """
         if not isinstance(image, Image.Image) or image.mode != "RGB":
@@ -153,12 +155,16 @@ class ImageProcessor:
         factor = self.patch_size * self.merge_size
         new_height, new_width = smart_resize(
             height, width, factor=factor, min_pixels=self.min_pixels, max_pixels=self.max_pixels)
-        resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
         grid = new_height // self.patch_size, new_width // self.patch_size
+        num_tokens = grid[0] * grid[1] // self.merge_size**2
+        if max_tokens is not None and num_tokens > max_tokens:
+            raise CapacityError(f"visual tokens: the picture needs {num_tokens}, but "
+                                f"max_visual_tokens = {max_tokens}")
+        resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
         rounded_area = round(height / factor) * round(width / factor) * factor**2
         return ProcessedImage(
             patches=torch.from_numpy(self._patch_rows(np.asarray(resized), grid)), grid=grid,
-            num_tokens=grid[0] * grid[1] // self.merge_size**2, original_size=(width, height),
+            num_tokens=num_tokens, original_size=(width, height),
             resized=(new_width, new_height), shrunk=rounded_area > self.max_pixels)
 
     @cached_property

@@ -66,7 +66,7 @@ def load_image(source: Any, *, max_image_pixels: int | None = None) -> Image.Ima
         _check_size(source.size, limit)
         return _prepare(source)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _read(io.BytesIO(source), "bytes", limit)
+        return _read(io.BytesIO(bytes(source)), "bytes", limit)
     if isinstance(source, str) and source[:5].lower() == "data:":
         return _read(io.BytesIO(decode_data_url(source)), "data URL", limit)
     if isinstance(source, str | os.PathLike):

@@ -72,7 +72,7 @@ class Preparation:
 
     def _read(self, source: Any) -> image.ProcessedImage:
         picture = image.load_image(source, max_image_pixels=self._config.max_image_pixels)
-        return self._processor.preprocess(picture)
+        return self._processor.preprocess(picture, self._config.max_visual_tokens)
 
     def _fit(self, seq: Sequence) -> None:
         """Check the prompt against every limit and settle `max_new_tokens`."""

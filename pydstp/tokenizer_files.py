@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from pydstp.errors import CheckpointError
+from pydstp.errors import CheckpointError, UnsupportedModelError
 from pydstp.json_file import read_json, read_text
 
 # Contractions; a word with one character in front; a single digit; punctuation with a space in
@@ -62,9 +62,15 @@ def roles_of(tokenizer_config: dict[str, Any]) -> dict[str, str]:
 def _from_tokenizer_json(path: Path) -> Tokenizer:
     text = read_text(path)
     try:
-        return Tokenizer.from_str(text)
-    except Exception as error:  # the library raises plain Exception
+        backend = Tokenizer.from_str(text)
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:  # the library raises plain Exception, and panics beside it
         raise CheckpointError(f"{path}: not a tokenizer ({error})") from None
+    if not isinstance(backend.model, models.BPE):
+        kind = type(backend.model).__name__
+        raise UnsupportedModelError(f"{path}: model {kind} is not supported (supported: BPE)")
+    return backend
 
 
 def _from_vocab_and_merges(vocab_path: Path, merges_path: Path) -> Tokenizer:

@@ -57,3 +57,11 @@ def test_a_system_message_that_is_no_text_takes_no_place(engine):
     with pytest.raises(OptionError, match="^system: expected"):
         engine.chat(system=5)
     assert engine._cache.num_free == 1
+
+
+@pytest.mark.parametrize("image, prompt", [
+    (memoryview(b"not contiguous")[::2], "x"),
+    (None, "".join(map(chr, range(0x100000, 0x10FFFE))))])
+def test_odd_bytes_and_texts_are_typed_errors(engine, image, prompt):
+    with pytest.raises(PydstpError):
+        engine.generate(image, prompt, SHORT)

@@ -146,3 +146,10 @@ def test_a_forked_child_answers_and_ends(engine):
             os._exit(4)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert engine.generate(None, "Hello.", SHORT).token_ids == expected
+
+
+def test_a_chat_that_is_dropped_gives_its_place_back(engine):
+    for _ in range(3):
+        engine.chat().send("Hello.", None, SHORT)
+    gc.collect()
+    assert engine._cache.num_free == 2
