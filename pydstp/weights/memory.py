@@ -15,6 +15,7 @@ from pydstp.weights.loading import num_parameters
 
 GIB = 1 << 30
 LIBRARY_BYTES = 64 << 20  # what torch and the libraries below it keep for themselves
+MAX_BYTES = 1 << 62  # stands for anything larger: numbers of a config.json have any length
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
@@ -41,7 +42,8 @@ def estimate_memory(checkpoint: Checkpoint, config: VLMConfig, dtype: torch.dtyp
     decoder = _decoder_row_bytes(config, dtype) * (max_visual_tokens + max_text_tokens)
     tower = _tower_row_bytes(config) * max_visual_tokens * config.vision.merge_unit
     workspace = max(decoder, tower) + 4 * config.text.vocab_size + LIBRARY_BYTES
-    return MemoryEstimate(num_parameters(checkpoint) * dtype.itemsize, cache_bytes, workspace)
+    weights = num_parameters(checkpoint) * dtype.itemsize
+    return MemoryEstimate(weights, min(cache_bytes, MAX_BYTES), min(workspace, MAX_BYTES))
 
 
 def check_memory(checkpoint: Checkpoint, config: VLMConfig, dtype: torch.dtype,

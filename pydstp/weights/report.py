@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 
 
 @dataclass
@@ -56,19 +56,24 @@ class CheckpointReport:
     def _weights(self) -> list[str]:
         head = {None: "", True: ", tied head", False: ", head of its own"}[self.is_tied]
         dtypes = ", ".join(sorted(self.dtypes)) or "no"
-        lines = [f"weights  {self.num_tensors} tensors in {self.num_files} files, "
-                 f"{self.parameters:,} parameters, {self.bytes_on_disk / GIB:.3f} GiB of {dtypes} "
-                 f"numbers{head}"]
+        files = "1 file" if self.num_files == 1 else f"{self.num_files} files"
+        lines = [f"weights  {self.num_tensors} tensors in {files}, {self.parameters:,} parameters, "
+                 f"{size(self.bytes_on_disk)} of {dtypes} numbers{head}"]
         if self.memory:
-            gib = {name: (size or 0) / GIB for name, size in self.memory.items()}
-            lines.append("memory   {total_bytes:.3f} GiB as {dtype} with default limits: weights "
-                         "{weights_bytes:.3f}, cache {cache_bytes:.3f}, workspace "
-                         "{workspace_bytes:.3f}".format(dtype=self.dtype, **gib))
+            sizes = {name: size(num_bytes or 0) for name, num_bytes in self.memory.items()}
+            lines.append("memory   {total_bytes} as {dtype} with default limits: weights "
+                         "{weights_bytes}, cache {cache_bytes}, workspace "
+                         "{workspace_bytes}".format(dtype=self.dtype, **sizes))
             if self.memory["available_bytes"] is not None:
-                lines.append(f"         {gib['available_bytes']:.3f} GiB are available")
+                lines.append(f"         {sizes['available_bytes']} are available")
         return lines
 
     def _verdict(self) -> list[str]:
         if not self.problems:
             return ["would be loaded"]
         return ["would be refused:", *(f"- {problem}" for problem in self.problems)]
+
+
+def size(num_bytes: int) -> str:
+    """A number of bytes for people."""
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / MIB:.1f} MiB"

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from pydstp.errors import CapacityError
 from pydstp.models.name_map import QWEN3_VL, placements
 from pydstp.models.registry import build_model
-from pydstp.weights import available_memory, check_memory, estimate_memory, open_checkpoint
+from pydstp.weights import available_memory, check_memory, estimate_memory, inspect, open_checkpoint
 from pydstp.weights import memory as memory_module
 from tests.checkpoints import tiny_qwen3_vl
 from tests.loader.raw_files import config_of, edit_json
@@ -101,13 +101,15 @@ def test_a_model_that_does_not_fit_is_refused_with_the_numbers(
     check_memory(checkpoint, config, torch.float32, 1 << 60)
 
 
-def test_a_config_of_absurd_size_is_a_capacity_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [10**12, 10**30, 10**4000])
+def test_a_config_of_absurd_size_is_a_capacity_error(tmp_path: Path, size: int) -> None:
     folder = tiny_qwen3_vl(tmp_path)
-    text = open_checkpoint(folder).config["text_config"] | {"intermediate_size": 10**30}
+    text = open_checkpoint(folder).config["text_config"] | {"intermediate_size": size}
     edit_json(folder / "config.json", text_config=text)
     checkpoint = open_checkpoint(folder)
-    with pytest.raises(CapacityError):
-        check_memory(checkpoint, config_of(checkpoint), torch.float32, 0)
+    with pytest.raises(CapacityError, match="GiB are needed"):
+        check_memory(checkpoint, config_of(checkpoint), torch.float32, size)
+    assert json.dumps(inspect(folder).to_dict())
 
 
 def fake_system(root: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
