@@ -14,7 +14,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydstp import __version__
-from pydstp.console import cancelled_by_ctrl_c, loading_bar, report, say, summary, write
+from pydstp.console import (
+    cancelled_by_ctrl_c,
+    loading_bar,
+    prepare_streams,
+    report,
+    say,
+    summary,
+    write,
+)
 from pydstp.errors import CancelledError, PydstpError
 
 if TYPE_CHECKING:
@@ -64,9 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 wrong or refused, 2 an error."""
     for name, value in THREAD_VARIABLES.items():
         os.environ.setdefault(name, value)
+    prepare_streams()
     options = build_parser().parse_args(arguments)
     try:
-        return options.run(options)
+        status = options.run(options)
+        sys.stdout.flush()
+        return status
     except CancelledError:
         return EXIT_INTERRUPTED
     except PydstpError as error:
@@ -74,10 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a pipe has left. Nothing may be flushed into it at exit either.
+    except OSError as error:
+        # Nothing may be flushed at exit either, where the reader of a pipe has left or a disk is
+        # full. The first is how `head` says that it has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
+        if isinstance(error, BrokenPipeError):
+            return EXIT_OK
+        report(error)
+        return EXIT_ERROR
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -154,10 +169,11 @@ def open_engine(options: argparse.Namespace) -> Engine:
     import pydstp
     from pydstp.config import EngineConfig
 
+    path = pydstp.demo_checkpoint() if options.model is None else options.model
     config: EngineConfig = EngineConfig(max_batch=1, **given(options, ENGINE_FLAGS))
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)  # the process is ours, unlike the library's
-    return pydstp.Engine(options.model or pydstp.demo_checkpoint(), device=options.device,
+    return pydstp.Engine(path, device=options.device,
                          dtype=options.dtype, config=config, progress=loading_bar())
 
 

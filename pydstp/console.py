@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pydstp.errors import PydstpError
-
 if TYPE_CHECKING:
     from pydstp.generation import CancelToken, Generation
+
+
+def prepare_streams() -> None:
+    """Make every stream usable: closed ones lead nowhere, and no character is an error."""
+    for name, mode, errors in (("stdin", "r", "surrogateescape"),
+                               ("stdout", "w", "backslashreplace"),
+                               ("stderr", "w", "backslashreplace")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 def loading_bar() -> Callable[[int, int], None]:
@@ -48,7 +59,7 @@ def cancelled_by_ctrl_c() -> Iterator[CancelToken]:
         signal.signal(signal.SIGINT, before)
 
 
-def report(error: PydstpError) -> None:
+def report(error: Exception) -> None:
     """One line on stderr."""
     print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
 

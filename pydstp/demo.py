@@ -18,6 +18,8 @@ def run(engine: Engine, task: str, seed: int | None, output: str, cancel: Cancel
     """Draw, save, ask, stream, judge; returns whether the answer is the right one."""
     if seed is None:
         seed = random.SystemRandom().randrange(10**6)
+    if seed < 0:
+        raise OptionError(f"seed: expected an integer >= 0, got {seed}")
     example = make_example(task, seed, split="test")
     paths = save(example, Path(output))
     for path, image in zip(paths, example.images, strict=True):
@@ -38,12 +40,13 @@ def run(engine: Engine, task: str, seed: int | None, output: str, cancel: Cancel
 
 def save(example: Example, output: Path) -> list[Path]:
     """Write the pictures, numbered when there are several; the model reads these files."""
-    paths = [output] if len(example.images) == 1 else [
-        output.with_stem(f"{output.stem}-{number}") for number in range(1, len(example.images) + 1)]
-    for path, image in zip(paths, example.images, strict=True):
-        try:
+    count = len(example.images)
+    try:
+        paths = [output] if count == 1 else [
+            output.with_stem(f"{output.stem}-{number}") for number in range(1, count + 1)]
+        for path, image in zip(paths, example.images, strict=True):
             image.save(path)
-        except (OSError, ValueError) as error:
-            raise OptionError(f"output: expected a file a picture can be written to, "
-                              f"got {str(path)!r}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise OptionError(f"output: expected a file a picture can be written to, "
+                          f"got {str(output)!r}: {error}") from None
     return paths

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydstp.console import cancelled_by_ctrl_c, report, say, summary, write
@@ -68,8 +68,8 @@ class Repl:
 
     def add_image(self, path: str) -> None:
         """Keep a picture for the next message."""
-        path = str(Path(path).expanduser())
-        if not Path(path).is_file():
+        path = os.path.expanduser(path)
+        if not os.path.isfile(path):
             raise ImageError(f"image: expected a file, got {path!r}")
         self._images.append(path)
 

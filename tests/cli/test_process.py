@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.cli.conftest import ROOT
 
 ASK = ("-m", "pydstp", "generate", "--prompt", "Go on", "--ignore-eos", "--model")
 LONG = ("--max-new-tokens", "3000")
@@ -45,3 +52,38 @@ def test_a_reader_that_leaves_is_no_error(start, model) -> None:
     err = process.stderr.read()
     assert process.wait(timeout=30) == 0
     assert err == ""
+
+
+def shell(command: str, model: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run `pydstp COMMAND` in a shell, which can close streams and spell any byte."""
+    script = f"exec {sys.executable} -m pydstp {command}".replace("MODEL", model)
+    return subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, timeout=60,
+                          env=os.environ | environment)
+
+
+GENERATE = "generate --model MODEL --prompt hi --ignore-eos --max-new-tokens 30"
+
+
+@pytest.mark.parametrize("command, status, message", [
+    (GENERATE + " > /dev/full", 2, "No space left"),
+    ("inspect MODEL > /dev/full", 2, "No space left"),
+    (GENERATE + " 2>&-", 0, ""),
+    (GENERATE + " >&-", 0, "30 tokens"),
+    ("generate --model /nonexistent --prompt hi 2>&-", 2, ""),
+    ("chat --model MODEL <&-", 0, ""),
+    (r"chat --model MODEL < <(printf '\xff\n/image ~nobody/x\n/image %400d\n')", 0, "expected"),
+    ("demo --model MODEL --seed -5", 2, "seed: expected"),
+    ("demo --model MODEL --task haystack --output ''", 2, "output: expected"),
+    ("generate --model '' --prompt hi", 2, "config.json"),
+])
+def test_odd_streams_and_values_end_without_a_trace(model, command, status, message) -> None:
+    done = shell(command, model, PYTHONUTF8="1")
+    assert done.returncode == status, done.stderr
+    assert message in done.stderr.decode() and b"Traceback" not in done.stderr
+    assert b"error" not in done.stdout
+
+
+def test_a_terminal_without_unicode_shows_escapes(model) -> None:
+    done = shell(GENERATE, model, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert b"\\u" in done.stdout or b"\\x" in done.stdout
