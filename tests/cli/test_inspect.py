@@ -12,7 +12,10 @@ from tests.checkpoints import tiny_qwen3_vl
 
 def test_a_good_checkpoint(model, capsys) -> None:
     assert cli.main(["inspect", model]) == 0
-    assert capsys.readouterr().out == inspect(model).to_text() + "\n"
+    found, wanted = capsys.readouterr().out.splitlines(), inspect(model).to_text().splitlines()
+    assert [line for line in found if "available" not in line] == [
+        line for line in wanted if "available" not in line]  # the rest of the machine goes on
+    assert found[-1] == "would be loaded"
 
 
 def test_a_refused_checkpoint_names_every_reason(tmp_path: Path, capsys) -> None:
