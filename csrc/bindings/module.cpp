@@ -1,6 +1,8 @@
 // The extension module: tensors come as addresses and sizes, checked by pydstp/ops.py.
 #include "bindings/module.h"
 
+#include <pybind11/stl.h>
+
 #include "common/thread_pool.h"
 #include "cpu/dispatch.h"
 

@@ -8,43 +8,58 @@ namespace pydstp {
 namespace PYDSTP_TIER {
 
 constexpr int64_t kElementsPerPart = 32768;  // less is not worth waking a thread
+constexpr int64_t kKvHeadsTogether = 8;      // KV heads that share one walk over the rows
 
+// Some cache rows, and the KV heads of them to read.
 template <typename T>
 struct ChunkView {
   const T* rows[kAttentionChunk];  // each [2, num_kv_heads, head_dim]
   int num_rows;
   int64_t head_dim;
-  int64_t kv_offset;       // of the KV head within K
-  int64_t next_kv_offset;  // of the KV head that comes after it
-  int64_t v_offset;        // from K to V
+  int64_t kv_begin, num_kv;  // num_kv <= kKvHeadsTogether
+  int64_t v_offset;          // from K to V
   float scale;
 };
 
-// A row of the cache is a page of memory or less, so the hardware does not see the next one coming:
-// V is asked for while K is read, and the next head's K while V is read.
+// Query heads of the first KV head of a chunk, and where their results go. The next KV head's are
+// `group` heads further on.
+template <typename T>
+struct QueryHeads {
+  const T* q;      // [..., head_dim]
+  float* partial;  // [..., head_dim + 2]: the weighted sum of V, the maximum, the sum of p
+  int64_t group;
+};
+
+template <int G>
+using Scores = float[kKvHeadsTogether][G][kAttentionChunk];
+
 template <typename T>
 static inline void prefetch(const T* p, int64_t n) {
   constexpr int64_t kLine = 64 / sizeof(T);
   for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(p + i);
 }
 
-// scores[g][i] = scale * q[g] . k[i]
+// scores[kv][g][i] = scale * q[kv][g] . k[i][kv]. Rows are the outer loop: memory is read in runs
+// of whole rows, and V is asked for while K is read.
 template <typename T, int G>
-static inline void score_rows(const ChunkView<T>& c, const T* q,
-                              float (&scores)[G][kAttentionChunk]) {
+static inline void score_rows(const ChunkView<T>& c, const QueryHeads<T>& heads,
+                              Scores<G>& scores) {
   constexpr int R = kAccumulators / G > 4 ? 4 : kAccumulators / G;
-  const T* queries[G];
-  for (int g = 0; g < G; ++g) queries[g] = q + g * c.head_dim;
   for (int i = 0; i < c.num_rows; i += R) {
-    const T* keys[R];
-    for (int r = 0; r < R; ++r) {  // the last row is repeated instead of reading on
-      keys[r] = c.rows[min_of(i + r, c.num_rows - 1)] + c.kv_offset;
-      prefetch(keys[r] + c.v_offset, c.head_dim);
+    for (int64_t kv = 0; kv < c.num_kv; ++kv) {
+      const T *queries[G], *keys[R];
+      for (int g = 0; g < G; ++g) queries[g] = heads.q + (kv * heads.group + g) * c.head_dim;
+      for (int r = 0; r < R; ++r) {  // the last row is repeated instead of reading on
+        keys[r] = c.rows[min_of(i + r, c.num_rows - 1)] + (c.kv_begin + kv) * c.head_dim;
+        prefetch(keys[r] + c.v_offset, c.head_dim);
+      }
+      float dots[G][R];
+      dot_rows<T, G, R>(queries, keys, c.head_dim, dots);
+      for (int g = 0; g < G; ++g)
+        for (int r = 0; r < R && i + r < c.num_rows; ++r) {
+          scores[kv][g][i + r] = c.scale * dots[g][r];
+        }
     }
-    float dots[G][R];
-    dot_rows<T, G, R>(queries, keys, c.head_dim, dots);
-    for (int g = 0; g < G; ++g)
-      for (int r = 0; r < R && i + r < c.num_rows; ++r) scores[g][i + r] = c.scale * dots[g][r];
   }
 }
 
@@ -64,62 +79,67 @@ static void exponentiate(float (&scores)[kAttentionChunk], int n, float* maximum
   *sum = sum_lanes(sums);
 }
 
-// out[g] = sum over rows of p[g][i] * v[i], in W vectors of columns from `column` on. The last
-// vector of a row may be partial (W is 1 then).
+// out[g] = sum over rows of p[g, i] * v[i] with p [G, kAttentionChunk], in W vectors of columns;
+// v_offset is that of the first column in a row. The last vector of a row may be partial (W is 1
+// then).
 template <typename T, int G, int W, bool kIsWhole = true>
-static inline void weigh_columns(const ChunkView<T>& c, const float (&p)[G][kAttentionChunk],
-                                 int64_t column, float* out) {
+static inline void weigh_columns(const ChunkView<T>& c, const float* p, int64_t v_offset, int64_t n,
+                                 float* out) {
   F32 sums[G][W];
   PYDSTP_UNROLL for (int j = 0; j < G * W; ++j) sums[j / W][j % W] = F32{};
-  const int64_t n = kIsWhole ? kLanes : c.head_dim - column;
-  const int64_t offset = c.v_offset + c.kv_offset + column;
+  const int64_t count = kIsWhole ? kLanes : n;
   for (int i = 0; i < c.num_rows; ++i) {
-    prefetch(c.rows[i] + c.next_kv_offset + column, W * kLanes);
     PYDSTP_UNROLL for (int w = 0; w < W; ++w) {
-      const F32 v = load_first(c.rows[i] + offset + w * kLanes, n);
+      const F32 v = load_first(c.rows[i] + v_offset + w * kLanes, count);
       PYDSTP_UNROLL for (int g = 0; g < G; ++g) {
-        sums[g][w] = multiply_add(splat(p[g][i]), v, sums[g][w]);
+        sums[g][w] = multiply_add(splat(p[g * kAttentionChunk + i]), v, sums[g][w]);
       }
     }
   }
   for (int g = 0; g < G; ++g)
     for (int w = 0; w < W; ++w)
-      store_first(out + g * (c.head_dim + 2) + column + w * kLanes, sums[g][w], n);
+      store_first(out + g * (c.head_dim + 2) + w * kLanes, sums[g][w], count);
 }
 
 template <typename T, int G>
-static void attend_group(const ChunkView<T>& c, const T* q, float* partial) {
+static inline void weigh_rows(const ChunkView<T>& c, const float* p, int64_t kv, float* out) {
   constexpr int W = G > 2 ? (G > 4 ? 1 : 2) : 4;
-  const int64_t stride = c.head_dim + 2;
-  float p[G][kAttentionChunk];
-  score_rows<T, G>(c, q, p);
-  for (int g = 0; g < G; ++g) {
-    float* tail = partial + g * stride + c.head_dim;
-    exponentiate(p[g], c.num_rows, tail, tail + 1);
+  const int64_t n = c.head_dim, offset = c.v_offset + (c.kv_begin + kv) * n;
+  int64_t i = 0;
+  for (; i + W * kLanes <= n; i += W * kLanes) {
+    weigh_columns<T, G, W>(c, p, offset + i, n - i, out + i);
   }
-  int64_t column = 0;
-  for (; column + W * kLanes <= c.head_dim; column += W * kLanes) {
-    weigh_columns<T, G, W>(c, p, column, partial);
-  }
-  for (; column < c.head_dim; column += kLanes) {
-    weigh_columns<T, G, 1, false>(c, p, column, partial);
+  for (; i < n; i += kLanes) weigh_columns<T, G, 1, false>(c, p, offset + i, n - i, out + i);
+}
+
+template <typename T, int G>
+static void attend_together(const ChunkView<T>& c, const QueryHeads<T>& heads) {
+  Scores<G> scores;
+  score_rows<T, G>(c, heads, scores);
+  for (int64_t kv = 0; kv < c.num_kv; ++kv) {
+    float* partial = heads.partial + kv * heads.group * (c.head_dim + 2);
+    for (int g = 0; g < G; ++g) {
+      float* tail = partial + g * (c.head_dim + 2) + c.head_dim;
+      exponentiate(scores[kv][g], c.num_rows, tail, tail + 1);
+    }
+    weigh_rows<T, G>(c, scores[kv][0], kv, partial);
   }
 }
 
-// The chunk's part for the query heads of one KV head. partial: [num_heads, head_dim + 2], per head
-// the weighted sum of V, the maximum, the sum of p.
+// The chunk's part for all query heads, in the largest blocks that have a kernel.
 template <typename T>
-static void attend_heads(const ChunkView<T>& c, int64_t num_heads, const T* q, float* partial) {
-  const int64_t stride = c.head_dim + 2;
-  int64_t h = 0;
-  const auto attend = [&](auto attend_group, int64_t count) {
-    attend_group(c, q + h * c.head_dim, partial + h * stride);
-    h += count;
+static void attend_heads(const ChunkView<T>& c, QueryHeads<T> heads) {
+  int64_t left = heads.group;
+  const auto attend = [&](auto attend_block, int64_t count) {
+    attend_block(c, heads);
+    heads.q += count * c.head_dim;
+    heads.partial += count * (c.head_dim + 2);
+    left -= count;
   };
-  while (num_heads - h >= 8) attend(attend_group<T, 8>, 8);
-  if (num_heads - h >= 4) attend(attend_group<T, 4>, 4);
-  if (num_heads - h >= 2) attend(attend_group<T, 2>, 2);
-  if (num_heads - h >= 1) attend(attend_group<T, 1>, 1);
+  while (left >= 8) attend(attend_together<T, 8>, 8);
+  if (left >= 4) attend(attend_together<T, 4>, 4);
+  if (left >= 2) attend(attend_together<T, 2>, 2);
+  if (left >= 1) attend(attend_together<T, 1>, 1);
 }
 
 // out = one head's softmax over all its chunks; zeros when there is nothing to attend to.

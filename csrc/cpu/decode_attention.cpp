@@ -88,11 +88,11 @@ void attend_chunk(const DecodeAttentionParams& p, const RowView& view, int64_t r
   c.v_offset = p.arena.num_kv_heads * c.head_dim;
   c.scale = p.scale;
   const int64_t group = p.num_heads / p.arena.num_kv_heads;
-  for (int64_t kv = kv_begin; kv < kv_end; ++kv) {
-    c.kv_offset = kv * c.head_dim;
-    c.next_kv_offset = kv + 1 < kv_end ? c.kv_offset + c.head_dim : c.kv_offset;
+  for (int64_t kv = kv_begin; kv < kv_end; kv += kKvHeadsTogether) {
+    c.kv_begin = kv;
+    c.num_kv = min_of(kKvHeadsTogether, kv_end - kv);
     const T* q = static_cast<const T*>(p.q) + row * p.q_stride + kv * group * c.head_dim;
-    attend_heads(c, group, q, partial_of(p, row, chunk, kv * group));
+    attend_heads(c, QueryHeads<T>{q, partial_of(p, row, chunk, kv * group), group});
   }
 }
 
