@@ -27,9 +27,12 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(hidden_size))
         self.eps = eps
 
-    def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        """x: [num_tokens, hidden_size] -> same shape and dtype."""
-        return ops.rms_norm(x, self.weight, self.eps, pool=ctx.pool)
+    def forward(self, x: Tensor, ctx: Context, residual: Tensor | None = None) -> Tensor:
+        """x: [num_tokens, hidden_size] -> same shape and dtype.
+
+        With `residual`, like x, x is first added to it in place, and the sum is normalised.
+        """
+        return ops.rms_norm(x, self.weight, self.eps, residual=residual, pool=ctx.pool)
 
 
 class GatedMLP(nn.Module):

@@ -74,10 +74,12 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, layer_idx: int, cos_sin: Tensor, cache: KVArenas, plan: Plan, ctx: Context
     ) -> Tensor:
-        """x: [num_tokens, hidden_size] -> same shape."""
+        """x: [num_tokens, hidden_size] -> the same tensor, changed in place."""
         ctx.check()
-        x = x + self.self_attn(self.input_layernorm(x, ctx), layer_idx, cos_sin, cache, plan, ctx)
-        return x + self.mlp(self.post_attention_layernorm(x, ctx), plan, ctx)
+        normed = self.input_layernorm(x, ctx)
+        attended = self.self_attn(normed, layer_idx, cos_sin, cache, plan, ctx)
+        normed = self.post_attention_layernorm(attended, ctx, residual=x)  # adds attended to x
+        return x.add_(self.mlp(normed, plan, ctx))
 
 
 class Decoder(nn.Module):
@@ -121,6 +123,7 @@ class Decoder(nn.Module):
         cos_sin: from `rotary`, one row per token. deepstack: at prefill only.
         Raises whatever ctx.check raises; K/V of the layers finished by then are in the cache.
         """
+        x = x.clone()
         for layer_idx in layers:
             x = self.layers[layer_idx](x, layer_idx, cos_sin, cache, plan, ctx)
             x = deepstack.add(x, layer_idx) if deepstack else x

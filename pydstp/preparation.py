@@ -81,8 +81,8 @@ class Preparation:
         num_text = num_tokens - num_visual
         _require_room("visual tokens", num_visual, "max_visual_tokens",
                       self._config.max_visual_tokens)
-        _require_room("text tokens", num_text + 1, "max_text_tokens", self._config.max_text_tokens)
-        _require_room("tokens", num_tokens + 1, "max_position_embeddings", self._max_positions)
+        _require_room("text tokens", num_text, "max_text_tokens", self._config.max_text_tokens)
+        _require_room("tokens", num_tokens, "max_position_embeddings", self._max_positions)
         # The last new token is never fed back, so it needs no row.
         room, bound = min(
             (self._config.max_text_tokens - num_text + 1, "max_text_tokens"),

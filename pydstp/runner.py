@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pydstp import ops
-from pydstp.errors import CancelledError
+from pydstp.errors import CancelledError, PydstpError
 from pydstp.kv_cache import KVCache
 from pydstp.models.layers import Context
 from pydstp.models.plans import DecodePlan, PrefillPlan
@@ -28,6 +28,7 @@ class Runner:
         self._workspace = ops.attention_workspace(
             cache.geometry.max_batch, model.config.text.num_heads, cache.visible_indices,
             cache.text[0])
+        self._status = torch.zeros(1, dtype=torch.int32)
 
     def close(self) -> None:
         """Give up the weights, keys and values, whoever still holds the engine or a chat."""
@@ -75,14 +76,23 @@ class Runner:
             seq_idx_rows=seq_idx, slot_idx=cache.append_text_rows(seq_idx.long()),
             visible_indices=cache.visible_indices, visible_len=cache.visible_len,
             layer_to_group=cache.layer_to_group, text_len=cache.text_len,
-            workspace=self._workspace)
+            workspace=self._workspace, status=self._status)
         x = decoder.embed(torch.tensor([seq.new_ids[-1] for seq in sequences]))
         x = decoder.forward_layers(x, layers=self._layers, cos_sin=decoder.rotary(positions),
                                    cache=cache, plan=plan, ctx=ctx)
         logits = decoder.logits(x, ctx).numpy()
+        self._check_status()
         for seq in sequences:
             seq.next_position += 1
         return logits
+
+    def _check_status(self) -> None:
+        """Kernels skip what they cannot obey and leave a mark; see `pydstp.ops`."""
+        status = int(self._status)
+        self._status.zero_()
+        if status:
+            raise PydstpError(f"cache: expected lists and lengths within its capacities, got "
+                              f"status {status} from decode_attention")
 
     def _encode_new_images(self, seq: Sequence, ctx: Context) -> VisionOutput | None:
         """Features of the pictures that are not cached yet, None where there are none."""

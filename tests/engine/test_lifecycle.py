@@ -212,6 +212,15 @@ def test_close_while_another_thread_generates(engine):
     assert len(caught) == 1
 
 
+def test_a_damaged_visible_list_is_noticed(engine):
+    stream = engine.stream(picture(64, 64), "Go.", LONG)
+    next(stream)
+    engine._cache.visible_indices[stream._seq.seq_idx, 0, 1] = 1 << 20
+    with pytest.raises(PydstpError, match="status"):
+        list(stream)
+    assert len(engine.generate(None, "Hello.", SHORT).token_ids) == 3
+
+
 def test_two_engines_live_side_by_side():
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with Engine(tiny_qwen3_vl()) as first, Engine(tiny_qwen3_vl(tied=False)) as second:

@@ -21,18 +21,24 @@ def record(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
     """First inputs ("NAME in") and outputs ("NAME out") of one forward, as copies."""
     seen: dict[str, Tensor] = {}
 
-    def hook(name: str):
-        def keep(module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> None:
+    def before(name: str):  # our layers change their input in place
+        def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
             first = args[0] if args else next(iter(kwargs.values()))
-            result = output[0] if isinstance(output, tuple) else output
-            seen[f"{name} in"], seen[f"{name} out"] = first.clone(), result.clone()
+            seen[f"{name} in"] = first.clone()
 
         return keep
 
-    handles = [
-        model.get_submodule(name).register_forward_hook(hook(name), with_kwargs=True)
-        for name in names
-    ]
+    def after(name: str):
+        def keep(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
+            seen[f"{name} out"] = (output[0] if isinstance(output, tuple) else output).clone()
+
+        return keep
+
+    handles = []
+    for name in names:
+        module = model.get_submodule(name)
+        handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
+        handles.append(module.register_forward_hook(after(name)))
     try:
         yield seen
     finally:
