@@ -1,7 +1,7 @@
 """Typed reading of a config.json section: every complaint names file, key and value."""
 
 import json
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +50,8 @@ class Section:
     def positive(self, key: str) -> float:
         value = self._require(key)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or value <= 0:
+        # Compared, not converted: an integer may be larger than any float.
+        if not is_number or not 0 < value <= sys.float_info.max:
             raise self.wrong(key, "a finite number > 0")
         return float(value)
 

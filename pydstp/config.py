@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from functools import wraps
+from typing import Any, Literal, TypeVar
 
 from pydstp.errors import OptionError, show
 
 DEFAULT_MAX_NEW_TOKENS = 1024
 CPU_MAX_PIXELS = 1_300_000
 _LARGEST_INT = 2**63 - 1
+_Class = TypeVar("_Class", bound=type)
 
 
 def _require_int(name: str, value: Any, low: int, high: int = _LARGEST_INT) -> None:
@@ -32,6 +34,24 @@ def _require_float(name: str, value: Any, low: float, high: float = math.inf, *,
                           f"got {show(value)}")
 
 
+def _names_unknown_options(kind: _Class) -> _Class:
+    """Make an unknown option an `OptionError` that lists the known ones."""
+    known = [field.name for field in fields(kind)]
+    plain_init = kind.__init__
+
+    @wraps(plain_init)
+    def init(self: Any, *args: Any, **options: Any) -> None:
+        for name in options:
+            if name not in known:
+                raise OptionError(f"{kind.__name__}: expected options among {', '.join(known)}, "
+                                  f"got {name!r}")
+        plain_init(self, *args, **options)
+
+    kind.__init__ = init
+    return kind
+
+
+@_names_unknown_options
 @dataclass(frozen=True)
 class EngineConfig:
     """Limits and resources of one engine; memory for them is checked before anything is loaded.
@@ -72,6 +92,7 @@ class EngineConfig:
             _require_int("num_threads", self.num_threads, 1, 1024)
 
 
+@_names_unknown_options
 @dataclass(frozen=True)
 class SamplingParams:
     """How the next token is chosen and when to stop. None means: as generation_config.json says.

@@ -240,7 +240,7 @@ def _require_positive(name: str, value: Any) -> None:
 def _per_channel(section: Section, key: str) -> tuple[float, ...]:
     values = section.values.get(key)
     numbers = isinstance(values, list) and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e30 for v in values)
     if not numbers or len(values) != 3 or (key == "image_std" and min(values) <= 0):
         raise section.wrong(key, "a list of three numbers" + " > 0" * (key == "image_std"))
     return tuple(map(float, values))

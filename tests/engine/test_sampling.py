@@ -1,11 +1,13 @@
 """Sampling against transformers' logits processors, and its promises about randomness."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 from transformers.generation import logits_process as hf
 
-from pydstp.config import SamplingParams
+from pydstp.config import EngineConfig, SamplingParams
 from pydstp.errors import OptionError, PydstpError
 from pydstp.sampling import distribution, keyed_uniform, penalised, sample, token_logprob
 
@@ -155,3 +157,10 @@ def test_none_is_filled_from_the_generation_config():
 def test_values_out_of_range_are_refused_by_name(options, name):
     with pytest.raises(OptionError, match=name):
         SamplingParams(**options)
+
+
+@pytest.mark.parametrize("kind", [SamplingParams, EngineConfig])
+def test_an_unknown_option_is_refused_by_name(kind):
+    with pytest.raises(OptionError, match="got 'temprature'"):
+        kind(temprature=1.0)
+    assert "max_" in str(inspect.signature(kind))
