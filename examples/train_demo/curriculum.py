@@ -13,15 +13,14 @@ KINDS = (("read", "cell"), ("read", "row"), ("trail", None), ("locate", None), (
 SHARES = (  # per level: one share for each of KINDS
     (0.5, 0.5, 0.0, 0.0, 0.0),
     (0.2, 0.2, 0.6, 0.0, 0.0),
-    (0.1, 0.1, 0.35, 0.25, 0.2),
-    (0.1, 0.1, 0.35, 0.25, 0.2),
-    (0.1, 0.1, 0.3, 0.3, 0.2),
+    (0.1, 0.1, 0.3, 0.25, 0.25),
+    (0.1, 0.1, 0.3, 0.25, 0.25),
+    (0.08, 0.08, 0.24, 0.4, 0.2),
 )
-# The two harder tasks have lessons of their own: (longest side, fewest and most hits or pictures).
-LESSONS = {
-    "locate": ((3, 1, 1), (4, 0, 2), (6, 0, 4), (8, 0, 4)),
-    "haystack": ((2, 2, 2), (3, 2, 3), (4, 2, 4), (5, 2, 4)),
-}
+FIRST_LESSONS = (0.05, 0.05, 0.1, 0.4, 0.4)  # on the last level, until the first two are over
+# The two harder tasks have lessons of their own: the longest side of their pictures.
+LESSONS = {"locate": (2, 3, 4, 6, 8), "haystack": (2, 3, 4, 5)}
+FIRST = {("locate", 0): {"hits": 1}, ("haystack", 0): {"kind": "border"}}
 
 
 @dataclass
@@ -36,7 +35,7 @@ class Curriculum:
         """Note the share of exact answers of one step."""
         self.exact[task] = decay * self.exact.get(task, 0.0) + (1 - decay) * share
 
-    def maybe_rise(self, needed: float = 0.85) -> bool:
+    def maybe_rise(self, needed: float = 0.85, passed: float = 0.75) -> bool:
         """Go up a level or a lesson whose tasks are mastered; `trail` counts from level 1 on."""
         before = (self.level, *self.lessons.values())
         watched = ["read"] + (["trail"] if self.level else [])
@@ -44,8 +43,8 @@ class Curriculum:
         if good.issuperset(watched) and self.level < len(SIDES) - 1:
             self.level += 1
             self.exact = {task: self.exact.get(task, 0.0) for task in self.lessons}
-        for task in good.intersection(self.lessons):
-            if self.lessons[task] < len(LESSONS[task]) - 1:
+        for task, last in ((task, len(LESSONS[task]) - 1) for task in self.lessons):
+            if self.exact.get(task, 0.0) >= passed and self.lessons[task] < last:
                 self.lessons[task] += 1
                 self.exact[task] = 0.0
         return before != (self.level, *self.lessons.values())
@@ -54,25 +53,21 @@ class Curriculum:
         """Examples of one step: up to three groups, each with pictures of one size."""
         options = {"read": self._single(rng, SIDES[self.level])}
         options["trail"] = options["read"]
-        options["locate"] = self._single(rng, LESSONS["locate"][self.lessons["locate"]][0])
+        options["locate"] = self._single(rng, LESSONS["locate"][self.lessons["locate"]])
         options["haystack"] = self._several(rng)
-        counts = rng.multinomial(batch, SHARES[self.level])
+        counts = rng.multinomial(batch, self._shares())
         groups: dict[str, list[Example]] = {"trail": [], "locate": [], "haystack": []}
         for index, kind in enumerate(np.repeat(np.arange(len(KINDS)), counts)):
             task, what = KINDS[kind]
-            more = {"kind": what} if what else self._harder(rng, task)
+            more = {"kind": what} if what else FIRST.get((task, self.lessons.get(task)), {})
             example = make_example(task, step * batch + index, "train", **options[task], **more)
             groups["trail" if task == "read" else task].append(example)
         return [group for group in groups.values() if group]
 
-    def _harder(self, rng: np.random.Generator, task: str) -> dict:
-        """Options that grow with a task's lessons and may differ within a batch."""
-        if task != "locate":
-            return {}
-        lesson = self.lessons[task]
-        _, fewest, most = LESSONS[task][lesson]
-        kind = {} if lesson else {"kind": "digit"}
-        return {"hits": int(rng.integers(fewest, most + 1)), **kind}
+    def _shares(self) -> tuple[float, ...]:
+        """How much of each of KINDS a step has."""
+        begun = self.level < len(SIDES) - 1 or min(self.lessons.values()) >= 2
+        return SHARES[self.level] if begun else FIRST_LESSONS
 
     def _single(self, rng: np.random.Generator, side: int) -> dict:
         """Rows and columns of single pictures."""
@@ -86,13 +81,11 @@ class Curriculum:
         return {"rows": rows, "cols": cols}
 
     def _several(self, rng: np.random.Generator) -> dict:
-        """Size and number of the pictures of a haystack, and how the right one is marked."""
+        """Size and number of the pictures of a haystack."""
         lesson = self.lessons["haystack"]
-        side, fewest, most = LESSONS["haystack"][lesson]
-        rows, cols = (int(value) for value in rng.integers(2, side + 1, 2))
-        count = int(rng.integers(fewest, most + 1))
-        kind = {} if lesson else {"kind": "border"}
-        return {"rows": rows, "cols": cols, "num_images": count, **kind}
+        rows, cols = (int(value) for value in rng.integers(2, LESSONS["haystack"][lesson] + 1, 2))
+        count = int(rng.integers(2, min(4, 2 + lesson) + 1))
+        return {"rows": rows, "cols": cols, "num_images": count}
 
 
 def draw_vision(rng: np.random.Generator, step: int) -> list[Example]:

@@ -16,7 +16,7 @@ from pydstp.tasks.read import ask
 _TEMPLATE = jinja2.Environment().from_string(CHAT_TEMPLATE)
 IGNORED = -100
 # What a visual token should know about its cell and picture, with the number of classes.
-FACTS = {"digit": 10, "arrow": 4, "row": 9, "col": 10, "border": 6, "star": 2}
+FACTS = {"digit": 10, "arrow": 4, "row": 9, "col": 10, "border": 6, "star": 2, "mark": 7}
 
 
 @dataclass
@@ -80,7 +80,7 @@ def cell_facts(examples: list[Example]) -> torch.Tensor:
         row, col = np.indices(digits.shape)
         border = 0 if shown["border"] is None else 1 + tuple(BORDERS).index(shown["border"])
         whole = [np.full(digits.shape, value) for value in (border, int((marks == STAR).any()))]
-        columns = [digits, np.array(shown["arrows"]), row, col, *whole]
+        columns = [digits, np.array(shown["arrows"]), row, col, *whole, marks]
         tables.append(np.stack([column.ravel() for column in columns], 1))
     return torch.from_numpy(np.concatenate(tables))
 

@@ -103,15 +103,18 @@ def summary(right: list[bool]) -> dict:
             "wilson95": [round(low, 5), round(high, 5)]}
 
 
-def load(folder: Path, dtype: str) -> tuple[Qwen3VLForConditionalGeneration, Tokenizer]:
-    """Model and tokenizer; "bfloat16" rounds the weights and computes in fp32."""
+def load(folder: Path) -> tuple[Qwen3VLForConditionalGeneration, Tokenizer]:
+    """Model and tokenizer of a checkpoint directory, in fp32."""
     AttentionInterface.register("masked", masked_attention)
     model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32,
                                                             attn_implementation="masked").eval()
-    if dtype == "bfloat16":
-        for weight in model.parameters():
-            weight.data = weight.data.bfloat16().float()
     return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def round_weights(model) -> None:
+    """Round the weights to bf16; what is computed with them stays fp32."""
+    for weight in model.parameters():
+        weight.data = weight.data.bfloat16().float()
 
 
 def accuracy(model, tokenizer: Tokenizer, count: int, split: str) -> dict:
@@ -128,6 +131,16 @@ def accuracy(model, tokenizer: Tokenizer, count: int, split: str) -> dict:
                 table[task][f"{key} {value}"] = summary(chosen)
         print(task, table[task]["all"], flush=True)
     return table
+
+
+def beyond(model, tokenizer: Tokenizer, count: int, split: str) -> dict:
+    """Questions that the checkpoint was taught little or nothing of."""
+    runs = {"locate, two hits": ("locate", {"hits": 2}),
+            "locate, digit and arrow": ("locate", {"kind": "both"}),
+            "haystack, pictures of 8 x 8": ("haystack", {"rows": 8, "cols": 8})}
+    return {name: summary(exact(model, tokenizer, [make_example(task, seed, split, **options)
+                                                   for seed in range(count)]))
+            for name, (task, options) in runs.items()}
 
 
 def part(example: Example, key: str) -> str | int | None:
@@ -190,13 +203,12 @@ def main() -> None:
     parser.add_argument("--masked", type=int, default=300)
     parser.add_argument("--generate", type=int, default=0)
     parser.add_argument("--split", default="test")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    model, tokenizer = load(args.checkpoint, args.dtype)
+    model, tokenizer = load(args.checkpoint)
     weights = (args.checkpoint / "model.safetensors").read_bytes()
     report = {"sha256": hashlib.sha256(weights).hexdigest(),
-              "split": args.split, "weights": args.dtype, "torch": torch.__version__,
+              "split": args.split, "torch": torch.__version__,
               "transformers": transformers_version, "python": platform.python_version()}
     if args.generate:
         report["generate"] = generated(model, tokenizer, args.generate, args.split)
@@ -204,6 +216,10 @@ def main() -> None:
     report["accuracy"] = accuracy(model, tokenizer, args.count, args.split)
     if args.masked:
         report["masking"] = masking(model, tokenizer, args.masked, args.split)
+        report["beyond"] = beyond(model, tokenizer, args.masked, args.split)
+    round_weights(model)
+    rounded = accuracy(model, tokenizer, args.count, args.split)
+    report["bfloat16"] = {task: parts["all"] for task, parts in rounded.items()}
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "accuracy.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -18,6 +18,7 @@ import torch
 from checkpoint import build_config, build_model, build_tokenizer, write_files
 from curriculum import Curriculum, draw_vision
 from data import FACTS, IGNORED, Batch, collate, follow_up
+from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional
 
@@ -65,7 +66,7 @@ def train_step(model, heads, tokenizer, groups: list, rng: np.random.Generator) 
         losses, right, row, tokens = answer_losses(model, batch)
         count = torch.bincount(row, minlength=len(group)).float()
         weight = count.rsqrt()[row]  # long answers count more, but not in proportion
-        seen = 0.1 * len(group) * fact_loss(heads, tokens, batch.facts)
+        seen = 0.2 * len(group) * fact_loss(heads, tokens, batch.facts)
         ((losses * weight).sum() / 4 + seen).div(total).backward()
         missed = torch.zeros(len(group)).index_add_(0, row, (~right).float())
         sums = torch.zeros(len(group)).index_add_(0, row, losses.detach())
@@ -96,7 +97,8 @@ class Trainer:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.step, self.seconds, self.curriculum = args, 0, 0.0, Curriculum()
-        self.tokenizer = build_tokenizer()
+        file = args.out / "checkpoint" / "tokenizer.json"
+        self.tokenizer = Tokenizer.from_file(str(file)) if file.exists() else build_tokenizer()
         self.model = build_model(build_config(self.tokenizer), args.seed)
         self.heads = nn.Linear(self.model.config.text_config.hidden_size, sum(FACTS.values()))
         self.weights = [*self.model.parameters(), *self.heads.parameters()]

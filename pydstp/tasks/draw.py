@@ -27,7 +27,8 @@ _DIGITS = (
     ".###. #.... #.... ####. #...# #...# .###.", "##### ....# ...#. ...#. ..#.. ..#.. ..#..",
     ".###. #...# #...# .###. #...# #...# .###.", ".###. #...# #...# .#### ....# ....# .###.",
 )
-_STAR = "...#... ...#... ####### .#####. ..###.. .##.##. #.....#"
+_STAR = ("....#.... ....#.... ...###... ######### .#######. ..#####.. "
+         ".###.###. .##...##. #.......#")
 
 
 def _bitmap(text: str, scale: int = 1) -> np.ndarray:
@@ -50,9 +51,10 @@ ARROW_MASKS = _arrows(13)  # [4, 13, 13]
 
 
 def _marks() -> np.ndarray:
-    """Masks [7, 7, 7]: nothing, dot, star, and the four small arrows."""
-    y, x = np.mgrid[-3:4, -3:4]
-    return np.stack([np.zeros((7, 7), dtype=bool), y * y + x * x <= 7, _bitmap(_STAR), *_arrows(7)])
+    """Masks [7, 9, 9]: nothing, dot, star, and the four small arrows."""
+    y, x = np.mgrid[-4:5, -4:5]
+    arrows = np.pad(_arrows(7), ((0, 0), (1, 1), (1, 1)))
+    return np.stack([np.zeros((9, 9), dtype=bool), y * y + x * x <= 7, _bitmap(_STAR), *arrows])
 
 
 MARK_MASKS = _marks()
@@ -112,7 +114,7 @@ def render(grid: Grid, rng: np.random.Generator) -> Image.Image:
     marks = grid.marks.ravel()
     colours = MARK_COLOURS[rng.integers(0, len(MARK_COLOURS), count)]
     colours = np.where((marks == STAR)[:, None], STAR_COLOUR, colours)
-    _stamp(canvas, MARK_MASKS[marks], 21 + jitter[4] // 2, 5 + 6 * jitter[5], _pack(colours))
+    _stamp(canvas, MARK_MASKS[marks], 21 + jitter[4], 4 + 6 * jitter[5], _pack(colours))
     pixels = canvas.reshape(grid.rows, grid.cols, CELL, CELL).swapaxes(1, 2)
     pixels = pixels.reshape(grid.rows * CELL, grid.cols * CELL)
     if grid.border is not None:

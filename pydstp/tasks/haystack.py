@@ -1,25 +1,26 @@
-"""`haystack`: several pictures, and the question says by a border or a star which one counts."""
+"""`haystack`: several pictures, one cell of one of them counts; a border or a star says which."""
 from __future__ import annotations
 
 import numpy as np
 
 from .draw import BORDERS, STAR, Grid
-from .grid import Example, cell_name, check_size, describe, finish, random_cell, random_grid
+from .grid import Cell, Example, cell_name, check_size, describe, finish, random_cell, random_grid
 
 KINDS = ("border", "star")
 MAX_IMAGES = 4
 SIDES = (2, 3, 4, 5)
 
 
-def dress(rng: np.random.Generator, grids: list[Grid], kind: str, target: int) -> str:
-    """Give the pictures different borders, or one of them a star; return what the prompt says."""
+def ask(rng: np.random.Generator, grids: list[Grid], kind: str, target: int,
+        cell: Cell) -> str:
+    """Make one picture or cell stand out, and return a question about it."""
     if kind == "star":
-        grids[target].marks[random_cell(rng, grids[target])] = STAR
-        return "star"
+        grids[target].marks[cell] = STAR
+        return "What is in the cell with the star?"
     colours = [tuple(BORDERS)[index] for index in rng.permutation(len(BORDERS))]
     for grid, colour in zip(grids, colours):
         grid.border = colour
-    return f"{colours[target]} border"
+    return f"In the picture with the {colours[target]} border, what is in cell {cell_name(*cell)}?"
 
 
 def make(rng: np.random.Generator, seed: int, rows: int | None = None, cols: int | None = None,
@@ -34,8 +35,7 @@ def make(rng: np.random.Generator, seed: int, rows: int | None = None, cols: int
         raise ValueError(f"num_images: expected 2..{MAX_IMAGES}, got {count}")
     grids = [random_grid(rng, rows, cols) for _ in range(count)]
     target = int(rng.integers(count))
-    sign = dress(rng, grids, kind, target)
     cell = random_cell(rng, grids[target])
-    prompt = f"In the picture with the {sign}, what is in cell {cell_name(*cell)}?"
+    prompt = ask(rng, grids, kind, target, cell)
     return finish("haystack", seed, rng, grids, prompt, describe(grids[target], *cell), kind=kind,
                   target=target, cells=[(target, *cell)])

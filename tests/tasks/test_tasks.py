@@ -70,14 +70,19 @@ def solve_locate(example) -> str:
 
 
 def solve_haystack(example) -> str:
-    """Answer a `haystack` question by finding the picture first."""
-    match = re.fullmatch(r"In the picture with the (?:(\w+) border|star), what is in cell (\w\d)\?",
-                         example.prompt)
+    """Answer a `haystack` question by looking at every picture."""
     grids = example.meta["grids"]
-    stars = [any(2 in row for row in grid["marks"]) for grid in grids]
-    fits = [grid["border"] == match[1] for grid in grids] if match[1] else stars
-    assert sum(fits) == 1, "exactly one picture must fit the question"
-    return entry(example, fits.index(True), match[2])
+    if example.prompt == "What is in the cell with the star?":
+        stars = [(image, f"{'ABCDEFGHIJ'[col]}{row + 1}") for image, grid in enumerate(grids)
+                 for row, marks in enumerate(grid["marks"]) for col, mark in enumerate(marks)
+                 if mark == 2]
+        assert len(stars) == 1, "exactly one star in all pictures"
+        return entry(example, *stars[0])
+    match = re.fullmatch(r"In the picture with the (\w+) border, what is in cell (\w\d)\?",
+                         example.prompt)
+    borders = [grid["border"] for grid in grids]
+    assert borders.count(match[1]) == 1, "exactly one picture has that border"
+    return entry(example, borders.index(match[1]), match[2])
 
 
 SOLVERS = {"read": solve_read, "trail": solve_trail, "locate": solve_locate,
@@ -141,9 +146,12 @@ def test_needed_cells_follow_the_trail():
 
 
 @pytest.mark.parametrize("hits", range(5))
-def test_locate_number_of_hits(hits):
+@pytest.mark.parametrize("kind", ["digit", "both"])
+def test_locate_number_of_hits(hits, kind):
     for seed in range(20):
-        assert len(make_example("locate", seed, hits=hits).meta["cells"]) == hits
+        example = make_example("locate", seed, hits=hits, kind=kind)
+        assert len(example.meta["cells"]) == hits
+        assert example.answer == solve_locate(example)
 
 
 @pytest.mark.parametrize("kind", ["border", "star"])
