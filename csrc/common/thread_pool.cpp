@@ -9,9 +9,12 @@
 #include <thread>
 #include <vector>
 
+#include "common/math.h"
+
 namespace pydstp {
 namespace {
 
+constexpr int64_t kPartsPerThread = 4;
 constexpr auto kSpinTime = std::chrono::microseconds(30);
 
 inline void relax() {
@@ -142,10 +145,10 @@ void ThreadPool::close() {
 void ThreadPool::run(int64_t begin, int64_t end, int64_t grain, Body body, const void* f) {
   if (state_->owner != getpid()) return body(f, begin, end);
   std::lock_guard<std::mutex> turn(state_->turn);
-  const int64_t most_parts = (end - begin) / (grain < 1 ? 1 : grain);
-  const auto threads = static_cast<int64_t>(state_->workers.size()) + 1;
-  const int64_t num_parts = most_parts < threads ? most_parts : threads;
-  if (num_parts <= 1) return body(f, begin, end);
+  const int64_t most_parts = (end - begin) / max_of(1, grain);
+  const auto workers = static_cast<int64_t>(state_->workers.size());
+  const int64_t num_parts = min_of(most_parts, kPartsPerThread * (workers + 1));
+  if (num_parts <= 1 || workers == 0) return body(f, begin, end);
   state_->start(begin, end, num_parts, body, f);
   state_->take_parts();
   state_->wait_until_done();

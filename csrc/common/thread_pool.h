@@ -1,9 +1,10 @@
 // A pool of threads that sleep while there is nothing to do.
 //
 // Work is cut into contiguous parts before anything runs, so which thread takes a part never
-// changes a result. A part that no worker has started yet is taken by the caller: a busy neighbour
-// delays a step by one part at most. Workers look for new work for a few tens of microseconds
-// (a decode step calls hundreds of kernels back to back) and then sleep in the kernel.
+// changes a result. There are a few parts per thread, and who is free takes the next one: a thread
+// that a busy neighbour holds up delays a step by one part at most. Workers look for new work for a
+// few tens of microseconds (a decode step calls hundreds of kernels back to back) and then sleep in
+// the kernel.
 //
 // Several threads may call parallel_for on one pool; they take turns. In a forked child, where the
 // workers do not exist, and after close(), everything runs on the calling thread.
@@ -23,8 +24,8 @@ class ThreadPool {
   int num_threads() const { return num_threads_; }
   void close();  // idempotent; joins the workers
 
-  // Calls f(part_begin, part_end) over [begin, end), in at most num_threads parts of at least
-  // `grain` elements. f must not throw and must not use the same pool.
+  // Calls f(part_begin, part_end) over [begin, end), in a few parts per thread of at least `grain`
+  // elements each. f must not throw and must not use the same pool.
   template <typename F>
   void parallel_for(int64_t begin, int64_t end, int64_t grain, const F& f) {
     if (num_threads_ == 1 || end - begin <= grain) {

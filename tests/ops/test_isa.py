@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +14,7 @@ from pydstp import ops
 from pydstp.errors import OptionError
 from tests.generators import normal
 
+ROOT = Path(__file__).resolve().parents[2]
 PRODUCTION = [isa for isa in ops.available_isas() if isa in ("avx512bf16", "avx2", "portable")]
 
 
@@ -41,3 +47,14 @@ def test_implementations_agree_closely(isa, dtype, pool):
     ops.set_isa(isa)
     error = (ops.linear(x, weight, pool=pool).float() - expected).abs().max()
     assert error <= (1e-5 if dtype == torch.float32 else 2**-8) * expected.abs().max()
+
+
+@pytest.mark.parametrize("tier", ["avx2", "avx512bf16"])
+def test_a_tier_shares_no_code_with_files_for_other_machines(tier):
+    """A weak symbol could be merged with another file's copy and crash machines without it."""
+    objects = list((ROOT / f"build/dev/CMakeFiles/pydstp_{tier}.dir").rglob("*.o"))
+    if not objects or shutil.which("nm") is None:
+        pytest.skip("needs nm and the objects of an in-place build for x86-64")
+    result = subprocess.run(["nm", "-C", *objects], capture_output=True, text=True, check=True)
+    weak = re.findall(r"^\w+ [VWu] (.*)$", result.stdout, re.MULTILINE)
+    assert [name for name in weak if f"pydstp::{tier}::" not in name] == []
