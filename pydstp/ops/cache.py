@@ -15,7 +15,7 @@ from pydstp.ops.checks import (
     optional_address,
     row_address,
 )
-from pydstp.ops.runtime import ThreadPool
+from pydstp.ops.runtime import ThreadPool, call
 
 _CHUNK = 64  # kAttentionChunk of csrc/kernels/decode_attention.h
 _INT32 = torch.int32
@@ -45,8 +45,8 @@ def store_kv(k: Tensor, v: Tensor, visual: Tensor, text: Tensor, seq_idx: Tensor
     if check_indices:
         check_index_range(seq_idx, "seq_idx", -1, visual.shape[0])
         check_index_range(slot_idx, "slot_idx", -1, visual.shape[1] + text.shape[1])
-    _C.store_kv(pool, *sources, arena, *places, optional_address(status, "status", _INT32, (1,)),
-                num_tokens, k.stride(0), v.stride(0))
+    call(_C.store_kv, pool, *sources, arena, *places,
+         optional_address(status, "status", _INT32, (1,)), num_tokens, k.stride(0), v.stride(0))
 
 
 def gather_kv(visual: Tensor, text: Tensor, seq_idx: int, slots: Tensor, *, pool: ThreadPool,
@@ -76,8 +76,8 @@ def gather_kv(visual: Tensor, text: Tensor, seq_idx: int, slots: Tensor, *, pool
     shape = (num_slots, *visual.shape[2:])
     if out is None:
         out = visual.new_empty(shape)
-    _C.gather_kv(pool, arena, slots_address, address(out, "out", visual.dtype, shape),
-                 optional_address(status, "status", _INT32, (1,)), seq_idx, num_slots)
+    call(_C.gather_kv, pool, arena, slots_address, address(out, "out", visual.dtype, shape),
+         optional_address(status, "status", _INT32, (1,)), seq_idx, num_slots)
     return out
 
 
@@ -135,10 +135,10 @@ def decode_attention(
     if workspace is None:
         workspace = attention_workspace(batch, num_heads, visible_indices, text)
     out = q.new_empty(shape) if out is None else out
-    _C.decode_attention(
-        pool, *rows, *lists, _workspace(workspace, batch, num_heads, visible_indices, text),
-        optional_address(status, "status", _INT32, (1,)), address(out, "out", dtype, shape),
-        batch, num_heads, *sizes, layer_idx, q.stride(0), scale)
+    call(_C.decode_attention, pool, *rows, *lists,
+         _workspace(workspace, batch, num_heads, visible_indices, text),
+         optional_address(status, "status", _INT32, (1,)), address(out, "out", dtype, shape),
+         batch, num_heads, *sizes, layer_idx, q.stride(0), scale)
     return out
 
 

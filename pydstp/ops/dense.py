@@ -9,7 +9,7 @@ from torch import Tensor
 from pydstp import _C
 from pydstp.errors import OptionError
 from pydstp.ops.checks import address, check_rank, dtype_code, optional_address
-from pydstp.ops.runtime import ThreadPool
+from pydstp.ops.runtime import ThreadPool, call
 
 DECODE_ROWS = 8
 """`linear` runs the native kernel up to this many tokens, the library's GEMM above."""
@@ -43,8 +43,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, pool: Threa
         return _gemm(x, weight, bias, out)
     if out is None:
         out = x.new_empty(num_tokens, out_features)
-    _C.linear(pool, *inputs, address(out, "out", dtype, (num_tokens, out_features)),
-              num_tokens, in_features, out_features, code)
+    call(_C.linear, pool, *inputs, address(out, "out", dtype, (num_tokens, out_features)),
+         num_tokens, in_features, out_features, code)
     return out
 
 
@@ -79,10 +79,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None =
         raise OptionError(f"x: expected shape [..., {hidden_size}], not empty, got {list(shape)}")
     if out is None:
         out = torch.empty_like(x)
-    _C.rms_norm(pool, address(x, "x", dtype, shape),
-                address(weight, "weight", dtype, (hidden_size,)),
-                optional_address(residual, "residual", dtype, shape),
-                address(out, "out", dtype, shape), x.numel() // hidden_size, hidden_size, eps, code)
+    call(_C.rms_norm, pool, address(x, "x", dtype, shape),
+         address(weight, "weight", dtype, (hidden_size,)),
+         optional_address(residual, "residual", dtype, shape),
+         address(out, "out", dtype, shape), x.numel() // hidden_size, hidden_size, eps, code)
     return out
 
 
@@ -103,9 +103,9 @@ def silu_and_mul(gate_up: Tensor, *, pool: ThreadPool, out: Tensor | None = None
         raise OptionError(f"gate_up: expected an even last dimension, got {list(gate_up.shape)}")
     if out is None:
         out = gate_up.new_empty(num_tokens, width // 2)
-    _C.silu_and_mul(pool, address(gate_up, "gate_up", dtype, (num_tokens, width)),
-                    address(out, "out", dtype, (num_tokens, width // 2)),
-                    num_tokens, width // 2, code)
+    call(_C.silu_and_mul, pool, address(gate_up, "gate_up", dtype, (num_tokens, width)),
+         address(out, "out", dtype, (num_tokens, width // 2)),
+         num_tokens, width // 2, code)
     return out
 
 
@@ -130,8 +130,8 @@ def qk_norm_rope(qkv: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, 
     if width != (num_heads + 2 * num_kv_heads) * head_dim:
         raise OptionError(f"qkv: expected width ({num_heads} + 2 * {num_kv_heads}) * {head_dim}, "
                           f"got {width}")
-    _C.qk_norm_rope(pool, address(qkv, "qkv", dtype, (num_tokens, width)),
-                    optional_address(q_weight, "q_weight", dtype, (head_dim,)),
-                    optional_address(k_weight, "k_weight", dtype, (head_dim,)),
-                    address(cos_sin, "cos_sin", torch.float32, (num_tokens, head_dim)),
-                    num_tokens, num_heads, num_kv_heads, head_dim, eps, code)
+    call(_C.qk_norm_rope, pool, address(qkv, "qkv", dtype, (num_tokens, width)),
+         optional_address(q_weight, "q_weight", dtype, (head_dim,)),
+         optional_address(k_weight, "k_weight", dtype, (head_dim,)),
+         address(cos_sin, "cos_sin", torch.float32, (num_tokens, head_dim)),
+         num_tokens, num_heads, num_kv_heads, head_dim, eps, code)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch  # noqa: F401  # before _C, as everywhere: one C++ runtime, torch's
 
 from pydstp import _C
@@ -21,6 +23,17 @@ class ThreadPool(_C.ThreadPool):
         if not 1 <= num_threads <= 1024:
             raise OptionError(f"num_threads: expected 1 to 1024, got {num_threads}")
         super().__init__(num_threads)
+
+
+def call(native: Callable[..., None], pool: ThreadPool, *arguments: object) -> None:
+    """Run a native function; what its signature refuses becomes an `OptionError`."""
+    try:
+        native(pool, *arguments)
+    except TypeError:
+        if not isinstance(pool, ThreadPool):
+            raise OptionError(f"pool: expected a ThreadPool, got {type(pool).__name__}") from None
+        odd = ", ".join(repr(a) for a in arguments if type(a) not in (int, tuple))
+        raise OptionError(f"{native.__name__}: expected numbers as documented, got {odd}") from None
 
 
 def cpu_features() -> dict[str, bool]:

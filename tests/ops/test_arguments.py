@@ -70,6 +70,12 @@ def test_a_bad_tensor_is_named(op, name, bad, pool):
         assert str(caught.value).startswith(f"{name}: ")
 
 
+@pytest.mark.parametrize("op", ARGUMENTS, ids=lambda op: op.__name__)
+def test_a_pool_that_is_none_is_named(op):
+    with pytest.raises(OptionError, match="pool: expected a ThreadPool, got NoneType"):
+        call(op, None)
+
+
 NEED_CONTIGUOUS = [(op, name) for op, name in TENSORS if ARGUMENTS[op][name].numel() > 1]
 
 
@@ -97,6 +103,8 @@ def test_a_tensor_with_holes_is_refused(op, name, pool):
     (ops.decode_attention, {"layer_idx": 3}, r"layer_idx: expected an int in \[0, 3\), got 3"),
     (ops.decode_attention, {"layer_idx": -1}, r"layer_idx: expected an int in \[0, 3\), got -1"),
     (ops.decode_attention, {"layer_idx": 1.0}, r"layer_idx: expected an int in \[0, 3\), got 1.0"),
+    (ops.qk_norm_rope, {"eps": "x"}, "qk_norm_rope: expected numbers as documented, got 'x'"),
+    (ops.decode_attention, {"scale": None}, "decode_attention: expected numbers .*, got None"),
     (ops.decode_attention, {"workspace": torch.ones(159)}, "at least 160 elements, got 159"),
 ])
 def test_what_an_error_says(op, changed, message, pool):
