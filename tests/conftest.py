@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     sys.modules["pydstp._C"] = module
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pool() -> Iterator[object]:
     """An `ops.ThreadPool` of two threads."""
     from pydstp import ops

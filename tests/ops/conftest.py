@@ -26,7 +26,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pools() -> Iterator[list[ops.ThreadPool]]:
     """Pools of 1, 2 and 5 threads."""
     pools = [ops.ThreadPool(n) for n in (1, 2, 5)]
