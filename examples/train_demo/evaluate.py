@@ -171,10 +171,16 @@ def masking(model, tokenizer: Tokenizer, count: int, split: str) -> dict:
     return table
 
 
+def both_frames(patches: torch.Tensor) -> torch.Tensor:
+    """Patches [n, 3 * 256] -> [n, 3 * 2 * 256], the frame repeated as the processor does."""
+    return patches.view(-1, 3, 1, 256).expand(-1, 3, 2, 256).reshape(-1, 1536)
+
+
 @torch.no_grad()
-def generated(model, tokenizer: Tokenizer, count: int, split: str) -> dict:
-    """Answers by transformers' generate(): accuracy, and agreement with the one-pass decision."""
+def generated(folder: Path, model, tokenizer: Tokenizer, count: int, split: str) -> dict:
+    """Answers by an untouched model's generate(): accuracy, and agreement with the one pass."""
     table, stop = {}, tokenizer.token_to_id("<|im_end|>")
+    plain = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     for task in TASKS:
         examples = [make_example(task, seed, split) for seed in range(count)]
         right, agree = [], 0
@@ -182,9 +188,10 @@ def generated(model, tokenizer: Tokenizer, count: int, split: str) -> dict:
             batch = collate(tokenizer, [example])
             length = int((batch.labels[0] == -100).sum())
             ids = batch.input_ids[:, :length]
-            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids),
+            out = plain.generate(input_ids=ids, attention_mask=torch.ones_like(ids),
                                  mm_token_type_ids=batch.types[:, :length],
-                                 pixel_values=batch.patches, image_grid_thw=batch.grid_thw,
+                                 pixel_values=both_frames(batch.patches),
+                                 image_grid_thw=batch.grid_thw,
                                  max_new_tokens=128, do_sample=False, eos_token_id=stop)
             text = tokenizer.decode(out[0, length:].tolist())
             right.append(is_correct(example, text))
@@ -210,9 +217,10 @@ def main() -> None:
     report = {"sha256": hashlib.sha256(weights).hexdigest(),
               "split": args.split, "torch": torch.__version__,
               "transformers": transformers_version, "python": platform.python_version()}
-    if args.generate:
-        report["generate"] = generated(model, tokenizer, args.generate, args.split)
     use_fast_patches(model)
+    if args.generate:
+        report["generate"] = generated(args.checkpoint, model, tokenizer, args.generate,
+                                       args.split)
     report["accuracy"] = accuracy(model, tokenizer, args.count, args.split)
     if args.masked:
         report["masking"] = masking(model, tokenizer, args.masked, args.split)

@@ -176,7 +176,7 @@ def main() -> None:
     """Parse the options and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=4700)
     parser.add_argument("--vision-steps", type=int, default=300)
     parser.add_argument("--decay", type=float, default=0.4, help="share of steps that lr falls")
     parser.add_argument("--batch", type=int, default=32)
