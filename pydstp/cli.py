@@ -203,9 +203,10 @@ def run_chat(options: argparse.Namespace) -> int:
 
 def run_inspect(options: argparse.Namespace) -> int:
     """`pydstp inspect`: status 1 if the checkpoint would be refused."""
+    from pydstp.preparation import READERS
     from pydstp.weights import inspect
 
-    found = inspect(options.path)
+    found = inspect(options.path, READERS)
     print(json.dumps(found.to_dict(), indent=2) if options.json else found.to_text())
     return EXIT_WRONG if found.problems else EXIT_OK
 

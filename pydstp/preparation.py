@@ -18,6 +18,10 @@ from pydstp.tokenizer import StreamDecoder, Tokenizer
 
 Prompt = str | list[dict[str, Any]]
 
+# What requests need from a checkpoint beside its model; each takes the folder.
+READERS = (Tokenizer.from_checkpoint, chat.ChatTemplate.from_checkpoint,
+           image.ImageProcessor.from_checkpoint)
+
 
 class Preparation:
     """Turns prompts and pictures into `Sequence`s; holds the files of one checkpoint."""

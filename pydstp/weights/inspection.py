@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydstp.config import EngineConfig
-from pydstp.errors import CheckpointError
+from pydstp.errors import PydstpError
 from pydstp.kv_cache import CacheGeometry
 from pydstp.models.config import VLMConfig
 from pydstp.weights import checkpoint as files
@@ -21,18 +21,17 @@ from pydstp.weights.report import CheckpointReport
 
 T = TypeVar("T")
 
-# What an engine reads beside config.json and weights: one file of each row must be there.
-COMPANIONS = (
-    ("tokenizer", ("tokenizer.json", "vocab.json")),
-    ("chat template", ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")),
-    ("image processor", ("preprocessor_config.json", "processor_config.json")),
-)
 
-
-def inspect(path: str | os.PathLike[str]) -> CheckpointReport:
+def inspect(path: str | os.PathLike[str],
+            readers: Iterable[Callable[[Path], object]] = ()) -> CheckpointReport:
     """Look at a checkpoint as far as it can be read, and collect every reason to refuse it.
 
     NaN and infinite weights are found by loading only.
+
+    Args:
+        path: the checkpoint folder.
+        readers: read what else an engine needs from the folder (`pydstp.preparation.READERS`);
+            what they raise becomes a problem of the report.
     """
     report = CheckpointReport(str(path))
     folder = _attempt(report, files.checkpoint_folder, path)
@@ -46,16 +45,15 @@ def inspect(path: str | os.PathLike[str]) -> CheckpointReport:
     parsed = None if config is None else _read_config(report, config, folder)
     if parsed is not None and checkpoint.tensors:
         _match(report, checkpoint, parsed)
-    for what, names in COMPANIONS:
-        if not any((folder / name).exists() for name in names):
-            report.problems.append(f"{folder}: no {what}: expected {' or '.join(names)}")
+    for read in readers:
+        _attempt(report, read, folder)
     return report
 
 
 def _attempt(report: CheckpointReport, read: Callable[..., T], *arguments: Any) -> T | None:
     try:
         return read(*arguments)
-    except CheckpointError as error:
+    except PydstpError as error:
         report.problems.append(str(error))
         return None
 

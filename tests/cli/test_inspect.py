@@ -31,6 +31,16 @@ def test_a_refused_checkpoint_names_every_reason(tmp_path: Path, capsys) -> None
     assert any("tokenizer" in problem for problem in problems)
 
 
+def test_damaged_files_beside_the_weights_are_reasons(tmp_path: Path, capsys) -> None:
+    folder = tiny_qwen3_vl(tmp_path)
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{% for %}")
+    (folder / "preprocessor_config.json").write_text('{}')
+    assert cli.main(["inspect", str(folder)]) == 1
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("tokenizer.json", "chat_template.jinja", "preprocessor_config"))
+
+
 def test_a_folder_that_is_not_there(capsys) -> None:
     assert cli.main(["inspect", "no/such/folder"]) == 1
     assert "no/such/folder" in capsys.readouterr().out

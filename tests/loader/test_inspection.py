@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pydstp.preparation import READERS
 from pydstp.weights import inspect
 from pydstp.weights import inspection as inspection_module
 from tests.checkpoints import tiny_qwen3_vl
@@ -46,7 +47,7 @@ def test_collects_problems_of_different_kinds(tmp_path: Path) -> None:
     (folder / "generation_config.json").write_text("[")
     for name in ("tokenizer.json", "vocab.json", "preprocessor_config.json"):
         (folder / name).unlink()
-    report = inspect(folder)
+    report = inspect(folder, READERS)
     text = report.to_text()
     assert len(report.problems) == 6
     for part in ("generation_config.json: not valid JSON", "missing: model.language_model.norm",
@@ -97,7 +98,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_and_no_folder(tmp_path: Path) -> None:
-    assert len(inspect(tmp_path).problems) == 5  # config, weights, tokenizer, template, processor
+    assert len(inspect(tmp_path, READERS).problems) == 5  # config, weights, tokenizer, template, processor
     assert len(inspect(tmp_path / "nowhere").problems) == 1
     assert json.dumps(inspect(tmp_path / "nowhere").to_dict())
 
