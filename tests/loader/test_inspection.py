@@ -98,7 +98,8 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_and_no_folder(tmp_path: Path) -> None:
-    assert len(inspect(tmp_path, READERS).problems) == 5  # config, weights, tokenizer, template, processor
+    # config, weights, tokenizer, template, processor
+    assert len(inspect(tmp_path, READERS).problems) == 5
     assert len(inspect(tmp_path / "nowhere").problems) == 1
     assert json.dumps(inspect(tmp_path / "nowhere").to_dict())
 
