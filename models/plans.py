@@ -99,7 +99,7 @@ class DecodePlan:
 
     def linear(self, x: Tensor, weight: Tensor, ctx: Context) -> Tensor:
         """x: [batch, in_features] -> [batch, out_features]; a row's bits do not depend on batch."""
-        return ops.linear(x, weight, pool=ctx.pool, deterministic=True)
+        return ops.linear(x, weight, pool=ctx.pool)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, cache: KVArenas, layer_idx: int, ctx: Context

@@ -136,4 +136,4 @@ class Decoder(nn.Module):
         """
         head = self.embed_tokens if self.lm_head is None else self.lm_head
         x = self.norm(x, ctx)
-        return ops.linear(x, head.weight, pool=ctx.pool, deterministic=True).float()
+        return ops.linear(x, head.weight, pool=ctx.pool).float()

@@ -1,4 +1,4 @@
-// The extension module: tensors come as addresses and sizes, checked by pydstp/ops.py.
+// The extension module: tensors come as addresses and sizes, checked by pydstp/ops/.
 #include "bindings/module.h"
 
 #include <pybind11/stl.h>

@@ -4,7 +4,7 @@ One function per op. Tensors are float32 or bfloat16 and lie on the CPU; all ten
 one dtype unless said otherwise. `out` gives the result's memory: it has the result's shape and is
 contiguous. Ops know no autograd. A bad argument raises `OptionError`, which names it; `pool` is the
 `ThreadPool` the op runs on. Within one instruction set a row's result is the same, bit for bit,
-whatever other rows and however many threads are in the call (except in the GEMM path of `linear`).
+whatever other rows and however many threads are in the call.
 
 Ops on the cache skip indices they cannot obey and set bits in `status` (int32 [1]) if it is given:
 1 a sequence out of range, 2 a slot out of range, 4 a layer without a group, 8 a length out of
@@ -14,7 +14,7 @@ Only this package touches the native module.
 """
 
 from pydstp.ops.cache import attention_workspace, decode_attention, gather_kv, store_kv
-from pydstp.ops.dense import DECODE_ROWS, linear, qk_norm_rope, rms_norm, silu_and_mul
+from pydstp.ops.dense import linear, qk_norm_rope, rms_norm, silu_and_mul
 from pydstp.ops.runtime import (
     ThreadPool,
     available_isas,
@@ -25,7 +25,6 @@ from pydstp.ops.runtime import (
 )
 
 __all__ = [
-    "DECODE_ROWS",
     "ThreadPool",
     "attention_workspace",
     "available_isas",

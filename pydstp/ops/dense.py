@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pydstp import _C
@@ -11,16 +10,13 @@ from pydstp.errors import OptionError
 from pydstp.ops.checks import address, check_rank, dtype_code, optional_address
 from pydstp.ops.runtime import ThreadPool, call
 
-DECODE_ROWS = 8
-"""`linear` runs the native kernel up to this many tokens, the library's GEMM above."""
-
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, pool: ThreadPool,
-           out: Tensor | None = None, deterministic: bool = False) -> Tensor:
+           out: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias, fp32 sums.
 
-    Up to `DECODE_ROWS` tokens, or with `deterministic=True`, own kernels read the weights once at
-    memory speed and a token's result does not depend on the others; above that it is torch's GEMM.
+    Made for the few tokens of a decode step: the weights are read once for every eight tokens, at
+    memory speed, and a token's result does not depend on the others.
 
     Args:
         x: [num_tokens, in_features].
@@ -39,22 +35,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, pool: Threa
     inputs = (address(x, "x", dtype, (num_tokens, in_features)),
               address(weight, "weight", dtype, (out_features, in_features)),
               optional_address(bias, "bias", dtype, (out_features,)))
-    if num_tokens > DECODE_ROWS and not deterministic:
-        return _gemm(x, weight, bias, out)
     if out is None:
         out = x.new_empty(num_tokens, out_features)
     call(_C.linear, pool, *inputs, address(out, "out", dtype, (num_tokens, out_features)),
          num_tokens, in_features, out_features, code)
     return out
-
-
-def _gemm(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
-    if out is None:
-        return F.linear(x, weight, bias)
-    address(out, "out", x.dtype, (x.shape[0], weight.shape[0]))
-    if bias is None:
-        return torch.mm(x, weight.t(), out=out)
-    return torch.addmm(bias, x, weight.t(), out=out)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None = None,

@@ -62,7 +62,8 @@ def test_silu_of_extreme_values(isa, dtype, pool):
     truth = reference.silu_and_mul(gate_up.float())
     out = ops.silu_and_mul(gate_up, pool=pool).float()
     assert torch.equal(out.isnan(), truth.isnan())
-    assert torch.allclose(out, truth, rtol=1e-2, atol=1e-30, equal_nan=True)
+    assert torch.allclose(out, truth, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-30,
+                          equal_nan=True)
 
 
 HEADS = [(1, 1, 2), (3, 1, 38), (6, 2, 64), (8, 1, 128), (5, 5, 6)]

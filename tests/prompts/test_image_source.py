@@ -74,7 +74,7 @@ def test_exif_orientation_is_applied(orientation: int, format: str) -> None:
     image = Image.fromarray(np.ascontiguousarray(stored))
     options = {"quality": 95} if format in ("JPEG", "WEBP") else {}
     found = pixels(encoded(image, format, exif=exif, **options)).astype(int)
-    np.testing.assert_allclose(found, upright, atol=40)
+    np.testing.assert_allclose(found, upright, atol=40 if options else 0)  # only these are lossy
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
