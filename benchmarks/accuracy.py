@@ -7,27 +7,18 @@ engine as users call it. Writes results/NAME.json and .md, with Wilson's 95 % in
 from __future__ import annotations
 
 import argparse
-import hashlib
-import math
 import time
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from benchmarks.common import environment, markdown_table, write_result
 from pydstp import Engine, EngineConfig, SamplingParams, demo_checkpoint
+from pydstp.experiments.record import checkpoint_sha256
+from pydstp.experiments.statistics import wilson
 from pydstp.tasks import TASKS, is_correct, make_example
 
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=128)
-
-
-def wilson(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a proportion, 95 % by default (Wilson 1927)."""
-    share, spread = right / count, z * z / count
-    centre = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def evaluate(engine: Engine, task: str, count: int, batch: int) -> dict[str, Any]:
@@ -44,11 +35,6 @@ def evaluate(engine: Engine, task: str, count: int, batch: int) -> dict[str, Any
     return {"task": task, "count": count, "right": right, "accuracy": right / count,
             "ci95": wilson(right, count), "new_tokens": tokens / count,
             "seconds": round(time.perf_counter() - started, 1)}
-
-
-def checkpoint_sha256(folder: Path) -> str:
-    """SHA-256 of the weights."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 def to_markdown(record: dict[str, Any]) -> str:

@@ -4,63 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import resource
 import statistics
-import subprocess
 import time
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydstp.experiments.record import environment, markdown_table, num_processors
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-CPU_FLAGS = ("avx2", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
-PACKAGES = ("pydstp", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 
-
-def environment() -> dict[str, Any]:
-    """Hardware, software and commit: without these a number means nothing."""
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in fields.items()}
-    flags = fields.get("flags", "").split()
-    return {
-        "cpu": fields.get("model name", platform.processor() or platform.machine()),
-        "cpu_flags": [flag for flag in CPU_FLAGS if flag in flags],
-        "processors": num_processors(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "load_average": [round(load, 2) for load in os.getloadavg()],
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "packages": {name: package_version(name) for name in PACKAGES},
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
-
-
-def num_processors() -> int:
-    """Processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def package_version(name: str) -> str | None:
-    """The installed version of a package, or None."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def commit() -> str:
-    """The commit of the working tree; `+` says that tracked files differ from it."""
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True,
-                              check=False)
-        return done.stdout.strip()
-    changed = git("status", "--porcelain", "--untracked-files=no")
-    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + ("+" if changed else "")
+__all__ = ["environment", "markdown_table", "num_processors", "peak_rss_bytes",
+           "read_bandwidth_gb_s", "show", "spread", "thread_environment", "write_result"]
 
 
 def thread_environment(num_threads: int) -> dict[str, str]:
@@ -105,12 +62,6 @@ def read_bandwidth_gb_s(num_threads: int, size_bytes: int = 1 << 30, passes: int
         times.append(time.perf_counter() - started)
     torch.set_num_threads(before)
     return size_bytes / statistics.median(times[1:]) / 1e9
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def write_result(name: str, record: dict[str, Any], markdown: str) -> Path:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from benchmarks.accuracy import checkpoint_sha256
 from benchmarks.common import environment, markdown_table, write_result
-from pydstp import Engine, SamplingParams, demo_checkpoint
+from pydstp import Engine, SamplingParams, SelectionParams, demo_checkpoint
 from pydstp.tasks import TASKS, Example, is_correct, make_example
 from tests.checkpoints import reference_model
 from tests.engine.oracle import prompt_inputs, user
@@ -34,7 +34,8 @@ def reference_answer(inputs: dict[str, torch.Tensor]) -> tuple[np.ndarray, list[
 
 def our_logits(engine: Engine, example: Example) -> np.ndarray:
     """First logits [vocab_size] of the same prompt."""
-    seq = engine._preparation.request(example.prompt, example.images, GREEDY, None)
+    seq = engine._preparation.request(example.prompt, example.images, GREEDY, None,
+                                      SelectionParams())
     seq.seq_idx = engine._scheduler.acquire(seq.cancel)
     logits = engine._runner.prefill(seq).copy()
     engine._scheduler.release(seq.seq_idx)

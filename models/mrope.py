@@ -13,13 +13,13 @@ from pydstp.models.config import TextConfig
 def rotary_table(positions: Tensor, config: TextConfig) -> Tensor:
     """Cosines and sines of every token, in fp32.
 
-    positions: [3, num_tokens] where config.mrope_section is set, else [num_tokens].
+    positions: [num_tokens]; or, where config.mrope_section is set, [3, num_tokens].
     -> [num_tokens, head_dim], the cosines of head_dim / 2 angles, then their sines.
     """
     half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)
     inv_freq = 1.0 / config.rope_theta ** (half / config.head_dim)
     angles = positions.unsqueeze(-1).float() * inv_freq
-    if config.mrope_section is not None:
+    if positions.ndim == 2:
         angles = interleave_axes(angles, config.mrope_section)
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from pydstp.models.config import DENSE, MOE, VLMConfig
+from pydstp.models.config import DENSE, INTERNVL, INTERNVL_CHAT, MOE, VLMConfig
 
 Shape = tuple[int, ...]
 
@@ -22,7 +22,7 @@ class NameMap:
     renames: what stands in front of a name in a file (leading `model.` parts taken off), and what
         stands there in ours; the first that fits counts. `*` is any one part, carried over.
     stacked: end of a parameter -> the tensors that it stacks along its rows, in order.
-    published: what release files write in front of our names; for messages.
+    published: what release files write in front of all names; for messages.
     """
 
     head: str
@@ -63,7 +63,59 @@ QWEN3_VL = NameMap(
     stacked=QWEN3_STACKED,
     published="model.",
 )
-NAME_MAPS = {DENSE: QWEN3_VL, MOE: QWEN3_VL}
+# With and without `model.` in front; without it, the decoder's names hold one in the middle.
+_INTERNVL_DECODER = (
+    ("language_model.lm_head", "language_model.lm_head"),
+    ("lm_head", "language_model.lm_head"),
+    ("language_model.model", "language_model"),
+    ("language_model", "language_model"),
+)
+INTERNVL_HF = NameMap(
+    head="language_model.lm_head.weight",
+    renames=(
+        *_INTERNVL_DECODER,
+        ("vision_tower.embeddings.cls_token", "visual.cls_token"),
+        ("vision_tower.embeddings.position_embeddings", "visual.pos_embed"),
+        ("vision_tower.embeddings.patch_embeddings.projection", "visual.patch_embed"),
+        ("vision_tower.encoder.layer.*.layernorm_before", "visual.blocks.*.norm1"),
+        ("vision_tower.encoder.layer.*.layernorm_after", "visual.blocks.*.norm2"),
+        ("vision_tower.encoder.layer.*.attention.projection_layer", "visual.blocks.*.attn.proj"),
+        ("vision_tower.encoder.layer.*.attention", "visual.blocks.*.attn"),
+        ("vision_tower.encoder.layer.*.lambda_1", "visual.blocks.*.ls1"),
+        ("vision_tower.encoder.layer.*.lambda_2", "visual.blocks.*.ls2"),
+        ("vision_tower.encoder.layer", "visual.blocks"),
+        ("multi_modal_projector.layer_norm", "projector.norm"),
+        ("multi_modal_projector.linear_1", "projector.fc1"),
+        ("multi_modal_projector.linear_2", "projector.fc2"),
+    ),
+    stacked={
+        **QWEN3_STACKED,
+        "attn.qkv.weight": ("q_proj", "k_proj", "v_proj"),
+        "attn.qkv.bias": ("q_proj", "k_proj", "v_proj"),
+    },
+    published="",
+)
+INTERNVL_ORIGINAL = NameMap(
+    head="language_model.lm_head.weight",
+    renames=(
+        *_INTERNVL_DECODER,
+        ("vision_model.embeddings.class_embedding", "visual.cls_token"),
+        ("vision_model.embeddings.position_embedding", "visual.pos_embed"),
+        ("vision_model.embeddings.patch_embedding", "visual.patch_embed"),
+        ("vision_model.encoder.layers", "visual.blocks"),
+        ("mlp1.0", "projector.norm"),
+        ("mlp1.1", "projector.fc1"),
+        ("mlp1.3", "projector.fc2"),
+    ),
+    stacked=QWEN3_STACKED,
+    published="",
+)
+NAME_MAPS = {
+    DENSE: QWEN3_VL,
+    MOE: QWEN3_VL,
+    INTERNVL: INTERNVL_HF,
+    INTERNVL_CHAT: INTERNVL_ORIGINAL,
+}
 
 # Buffers that old files hold and that are computed here.
 IGNORED_PARTS = ("inv_freq", "*rotary_emb*", "position_ids")
@@ -77,6 +129,9 @@ REFUSED_PARTS = (
     ("absmax", "quantised weights"),
     ("quant_map", "quantised weights"),
     ("lora_*", "an adapter (LoRA), not a whole model"),
+    ("mlp2", "InternVL3.5-Flash (visual resolution router) weights"),
+    ("gating", "InternVL3.5-Flash (visual resolution router) weights"),
+    ("pooling_before_gating", "InternVL3.5-Flash (visual resolution router) weights"),
 )
 
 
@@ -96,12 +151,25 @@ def normalise(name: str, names: NameMap) -> str:
     parts = name.split(".")
     while len(parts) > 1 and parts[0] == "model":
         parts.pop(0)
-    for pattern, replacement in names.renames:
+    renamed = _rename(parts, names.renames)
+    return ".".join(parts if renamed is None else renamed)
+
+
+def published(name: str, names: NameMap) -> str:
+    """One of our names as release files spell it; for messages."""
+    back = [(new, old) for old, new in names.renames]
+    renamed = _rename(name.split("."), back)
+    return names.published + (name if renamed is None else ".".join(renamed))
+
+
+def _rename(parts: list[str], renames: Iterable[tuple[str, str]]) -> list[str] | None:
+    """The first rename that fits, applied; None where none does."""
+    for pattern, replacement in renames:
         old, new = pattern.split("."), replacement.split(".")
-        if len(parts) > len(old) and all(p in ("*", part) for p, part in zip(old, parts)):
+        if len(parts) >= len(old) and all(p in ("*", part) for p, part in zip(old, parts)):
             carried = (part for p, part in zip(old, parts) if p == "*")
-            return ".".join([next(carried) if p == "*" else p for p in new] + parts[len(old) :])
-    return ".".join(parts)
+            return [next(carried) if p == "*" else p for p in new] + parts[len(old) :]
+    return None
 
 
 def placements(
@@ -121,23 +189,19 @@ def placements(
         elif tail:
             parts = names.stacked[tail]
             stem = target.removesuffix(tail) + tail.split(".")[0]
-            sources = [f"{stem}.{part}.weight" for part in parts]
-            placed += _stack(target, shape, sources, _rows(config, parts))
+            sources = [f"{stem}.{part}.{tail.split('.')[-1]}" for part in parts]
+            placed += _stack(target, shape, sources, _rows(config, tail, shape[0], len(parts)))
         else:
             placed.append(Placement(target, shape, target))
     return placed
 
 
-def _rows(config: VLMConfig, parts: Iterable[str]) -> list[int]:
-    text = config.text
-    rows = {
-        "q_proj": text.num_heads * text.head_dim,
-        "k_proj": text.num_kv_heads * text.head_dim,
-        "v_proj": text.num_kv_heads * text.head_dim,
-        "gate_proj": text.intermediate_size,
-        "up_proj": text.intermediate_size,
-    }
-    return [rows[part] for part in parts]
+def _rows(config: VLMConfig, tail: str, total: int, num_parts: int) -> list[int]:
+    """How many rows each part of a stacked parameter has: all the same, but of the decoder's q."""
+    if not tail.startswith("self_attn.qkv_proj"):
+        return [total // num_parts] * num_parts
+    heads = config.text.num_heads, config.text.num_kv_heads, config.text.num_kv_heads
+    return [num_heads * config.text.head_dim for num_heads in heads]
 
 
 def _stack(

@@ -3,11 +3,10 @@
 A plan is everything a forward has to know about the cache. It holds no weights and no K/V.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -44,13 +43,17 @@ class PrefillPlan:
 
     seq_idx: the sequence. seq_idx_rows: [num_tokens] int32, seq_idx for every row.
     slot_idx: [num_tokens] int32, where the K/V of each row is stored; -1 stores nothing.
-    past_slots: [num_past] int32, slots of the earlier tokens that every new row sees, or None.
+    context_slots: [num_context] int32, slots the rows may see, their own among them, and mask:
+    [num_tokens, num_context] bool, True where row i sees slot j. None: causal among the rows.
+    queries: per layer, rows whose query is copied out, and where to, [num_heads, head_dim].
     """
 
     seq_idx: int
     seq_idx_rows: Tensor
     slot_idx: Tensor
-    past_slots: Tensor | None = None
+    context_slots: Tensor | None = None
+    mask: Tensor | None = None
+    queries: Mapping[int, Sequence[tuple[int, Tensor]]] = field(default_factory=dict)
 
     def linear(self, x: Tensor, weight: Tensor, ctx: Context) -> Tensor:
         """x: [num_tokens, in_features] -> [num_tokens, out_features]."""
@@ -59,22 +62,62 @@ class PrefillPlan:
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, cache: KVArenas, layer_idx: int, ctx: Context
     ) -> Tensor:
-        """Causal among the new rows, after all of the past.
+        """Each row reads what its mask shows (k and v are in the arenas already).
 
         q: [num_tokens, num_heads, head_dim]; k, v: [num_tokens, num_kv_heads, head_dim]
         -> [num_tokens, num_heads, head_dim].
         """
-        mask = None
-        if self.past_slots is not None:
+        for row, out in self.queries.get(layer_idx, ()):
+            out.copy_(q[row])
+        if self.context_slots is not None:
             arenas = cache.visual[layer_idx], cache.text[layer_idx]
-            past = ops.gather_kv(*arenas, self.seq_idx, self.past_slots, pool=ctx.pool)
-            mask = torch.ones(len(q), len(past) + len(q), dtype=torch.bool).tril_(len(past))
-            k, v = torch.cat((past[:, 0], k)), torch.cat((past[:, 1], v))
+            rows = ops.gather_kv(*arenas, self.seq_idx, self.context_slots, pool=ctx.pool)
+            k, v = rows.unbind(1)
         heads_first = [t.transpose(0, 1).unsqueeze(0) for t in (q, k, v)]
         out = F.scaled_dot_product_attention(
-            *heads_first, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+            *heads_first, attn_mask=self.mask, is_causal=self.mask is None, enable_gqa=True
         )
         return out.squeeze(0).transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class Returns:
+    """What lets pruned tokens join a layer's attention in the step that needs them.
+
+    sketches: one per layer. reserve_indices: [max_batch, visual_capacity]; reserve_len,
+    max_returned, per_head, mass: [max_batch], see `ops.attention_with_return`. returned_indices:
+    [num_layers, max_batch, num_kv_heads, capacity] and returned_len: [num_layers, max_batch,
+    num_kv_heads], written, by row of the batch. Layers of other groups than reserve_group return
+    nothing.
+    """
+
+    sketches: Sequence[ops.KeySketch]
+    reserve_indices: Tensor
+    reserve_len: Tensor
+    max_returned: Tensor
+    per_head: Tensor
+    mass: Tensor
+    returned_indices: Tensor
+    returned_len: Tensor
+    reserve_group: int
+    workspace: Tensor
+    return_workspace: Tensor
+
+    def of_layer(self, layer_idx: int, batch: int) -> dict[str, object]:
+        """What `ops.attention_with_return` takes beside the arguments of decode_attention."""
+        return {
+            "sketch": self.sketches[layer_idx],
+            "reserve_indices": self.reserve_indices,
+            "reserve_len": self.reserve_len,
+            "max_returned": self.max_returned,
+            "per_head": self.per_head,
+            "mass": self.mass,
+            "returned_indices": self.returned_indices[layer_idx, :batch],
+            "returned_len": self.returned_len[layer_idx, :batch],
+            "reserve_group": self.reserve_group,
+            "workspace": self.workspace,
+            "return_workspace": self.return_workspace,
+        }
 
 
 @dataclass(frozen=True)
@@ -86,6 +129,9 @@ class DecodePlan:
     visible_indices: [max_batch, num_groups, list_capacity]; visible_len: [max_batch, num_groups].
     layer_to_group: [max_batch, num_layers].
     text_len: [max_batch], tokens in the text arena, the new one included.
+    monitor: where attention over the base set is gathered at the layers in `monitored`, whose
+    queries are copied into queries[layer, :batch], [num_layers, max_batch, num_heads, head_dim].
+    returns: None where no row brings tokens back within the step.
     """
 
     seq_idx_rows: Tensor
@@ -96,6 +142,10 @@ class DecodePlan:
     text_len: Tensor
     workspace: Tensor | None = None
     status: Tensor | None = None
+    monitor: ops.Monitor | None = None
+    monitored: frozenset[int] = frozenset()
+    queries: Tensor | None = None
+    returns: Returns | None = None
 
     def linear(self, x: Tensor, weight: Tensor, ctx: Context) -> Tensor:
         """x: [batch, in_features] -> [batch, out_features]; a row's bits do not depend on batch."""
@@ -108,21 +158,32 @@ class DecodePlan:
 
         q: [batch, num_heads, head_dim] -> same shape.
         """
-        return ops.decode_attention(
-            q,
-            cache.visual[layer_idx],
-            cache.text[layer_idx],
-            seq_idx=self.seq_idx_rows,
-            visible_indices=self.visible_indices,
-            visible_len=self.visible_len,
-            layer_to_group=self.layer_to_group,
-            layer_idx=layer_idx,
-            text_len=self.text_len,
-            scale=q.shape[-1] ** -0.5,
-            pool=ctx.pool,
-            workspace=self.workspace,
-            status=self.status,
+        is_monitored = layer_idx in self.monitored
+        if is_monitored:
+            self.queries[layer_idx, : len(q)].copy_(q)
+        arenas = cache.visual[layer_idx], cache.text[layer_idx]
+        reads = self.reads(layer_idx, q.shape[-1], ctx)
+        reads["monitor"] = self.monitor if is_monitored else None
+        if self.returns is None:
+            return ops.decode_attention(q, *arenas, **reads)
+        return ops.attention_with_return(
+            q, *arenas, **{**reads, **self.returns.of_layer(layer_idx, len(q))}
         )
+
+    def reads(self, layer_idx: int, head_dim: int, ctx: Context) -> dict[str, object]:
+        """What the attention ops take to read the lists of this plan."""
+        return {
+            "seq_idx": self.seq_idx_rows,
+            "visible_indices": self.visible_indices,
+            "visible_len": self.visible_len,
+            "layer_to_group": self.layer_to_group,
+            "layer_idx": layer_idx,
+            "text_len": self.text_len,
+            "scale": head_dim**-0.5,
+            "pool": ctx.pool,
+            "workspace": self.workspace,
+            "status": self.status,
+        }
 
 
 Plan: TypeAlias = PrefillPlan | DecodePlan

@@ -101,7 +101,7 @@ class Decoder(nn.Module):
         return self.embed_tokens(input_ids)
 
     def rotary(self, positions: Tensor) -> Tensor:
-        """positions: [3, num_tokens] (time, height, width), or [num_tokens] where rope is 1-D.
+        """positions: [num_tokens], or of M-RoPE [3, num_tokens] (time, height, width).
 
         -> [num_tokens, head_dim] fp32, cosines then sines of head_dim / 2 angles.
         """

@@ -5,7 +5,6 @@ stand next to each other, images one after the other.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,19 +13,10 @@ from torch import Tensor, nn
 from pydstp.models.config import VisionConfig
 from pydstp.models.gemm import Dense, gemm
 from pydstp.models.vision_positions import axial_rotary, interpolated_positions, rotate
+from pydstp.models.vision_statistics import attention_received, mean_keys
+from pydstp.models.visual_tokens import VisionOutput, block_index
 
 NORM_EPS = 1e-6
-
-
-@dataclass(frozen=True)
-class VisionOutput:
-    """Visual tokens of some images, one image after the other.
-
-    rows: [num_visual, out_hidden_size]. deepstack: one [num_visual, out_hidden_size] per tap.
-    """
-
-    rows: Tensor
-    deepstack: list[Tensor]
 
 
 class PatchEmbed(nn.Module):
@@ -54,11 +44,16 @@ class VisionAttention(nn.Module):
 
     def forward(self, x: Tensor, cos_sin: Tensor, segments: list[int]) -> Tensor:
         """x: [num_patches, hidden_size], segments: patches of each image -> same shape as x."""
-        q, k, v = self.qkv(x).view(len(x), 3, self.num_heads, -1).unbind(1)
-        q, k = rotate(q, cos_sin), rotate(k, cos_sin)
+        q, k, v = self.project(x, cos_sin)
         per_image = zip(*(t.transpose(0, 1).split(segments, dim=1) for t in (q, k, v)))
         out = [F.scaled_dot_product_attention(*(t.unsqueeze(0) for t in qkv)) for qkv in per_image]
         return self.proj(torch.cat(out, dim=2).squeeze(0).transpose(0, 1).flatten(1))
+
+    def project(self, x: Tensor, cos_sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x: [num_patches, hidden_size] -> q, k, v: [num_patches, num_heads, head_dim]; q and k
+        are rotated."""
+        q, k, v = self.qkv(x).view(len(x), 3, self.num_heads, -1).unbind(1)
+        return rotate(q, cos_sin), rotate(k, cos_sin), v
 
 
 class VisionMLP(nn.Module):
@@ -88,6 +83,18 @@ class VisionBlock(nn.Module):
         """x: [num_patches, hidden_size] -> same shape."""
         x = x + self.attn(self.norm1(x), cos_sin, segments)
         return x + self.mlp(self.norm2(x))
+
+    def observe(
+        self,
+        x: Tensor,
+        cos_sin: Tensor,
+        segments: list[int],
+        merge_unit: int,
+        check: Callable[[], None],
+    ) -> tuple[Tensor, Tensor]:
+        """Attention received and keys of every visual token, see `VisionOutput`; x as `forward`."""
+        q, k, _ = self.attn.project(self.norm1(x), cos_sin)
+        return attention_received(q, k, segments, merge_unit, check), mean_keys(k, merge_unit)
 
 
 class PatchMerger(nn.Module):
@@ -126,22 +133,31 @@ class VisionTower(nn.Module):
         )
 
     def forward(
-        self, pixel_values: Tensor, grids: Sequence[tuple[int, int]], check: Callable[[], None]
+        self,
+        pixel_values: Tensor,
+        grids: Sequence[tuple[int, int]],
+        check: Callable[[], None],
+        observe: int | None = None,
     ) -> VisionOutput:
         """pixel_values: [num_patches, patch_dim]; grids: (height, width) in patches per image.
 
-        check: called before every block; what it raises ends the forward.
+        check: called before every block; what it raises ends the forward. observe: a block,
+        negative from the end, whose attention is reported. Raises OptionError for one that the
+        tower does not have.
         """
+        observed = block_index(observe, len(self.blocks))
         taps, segments = self.config.deepstack_visual_indexes, [h * w for h, w in grids]
         x = self.embed(pixel_values, grids)
         cos_sin = axial_rotary(grids, self.config)
-        deepstack = []
+        deepstack, seen = [], (None, None)
         for block_idx, block in enumerate(self.blocks):
             check()
+            if block_idx == observed:
+                seen = block.observe(x, cos_sin, segments, self.config.merge_unit, check)
             x = block(x, cos_sin, segments)
             if block_idx in taps:
                 deepstack.append(self.deepstack_merger_list[taps.index(block_idx)](x))
-        return VisionOutput(self.merger(x), deepstack)
+        return VisionOutput(self.merger(x), deepstack, *seen)
 
     def embed(self, pixel_values: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
         """Patches plus their learned positions -> [num_patches, hidden_size], weight dtype."""

@@ -3,10 +3,11 @@
 import torch
 from torch import nn
 
-from pydstp.models.config import DENSE, MOE, VLMConfig
+from pydstp.models.config import DENSE, INTERNVL, INTERNVL_CHAT, MOE, VLMConfig
+from pydstp.models.internvl import InternVL
 from pydstp.models.qwen3_vl import Qwen3VL
 
-_FAMILIES = {DENSE: Qwen3VL, MOE: Qwen3VL}
+_FAMILIES = {DENSE: Qwen3VL, MOE: Qwen3VL, INTERNVL: InternVL, INTERNVL_CHAT: InternVL}
 
 
 def build_model(config: VLMConfig, tied: bool) -> nn.Module:

@@ -1,4 +1,4 @@
-"""pydstp: Qwen3-VL from safetensors, on a cache built for visual tokens that come and go.
+"""pydstp: Qwen3-VL and InternVL3.5 on a cache built for visual tokens that come and go.
 
 Public names are imported when they are first used, so that `import pydstp` costs nothing and the
 command line can prepare the process before torch is loaded.
@@ -22,7 +22,18 @@ if TYPE_CHECKING:
         PydstpError,
         UnsupportedModelError,
     )
-    from pydstp.generation import CancelToken, Generation
+    from pydstp.generation import CancelToken, Generation, ShiftReport, StepLog
+    from pydstp.pruning import (
+        MergePlan,
+        Pruner,
+        PruningConfig,
+        Selection,
+        VisualTokens,
+        available_pruners,
+        register_pruner,
+    )
+    from pydstp.selection import SelectionParams
+    from pydstp.shift import DSTP, SketchReturn
 
 __version__ = "0.1.0"
 
@@ -32,7 +43,11 @@ _HOME = {
     "engine": ("Engine", "Stream"),
     "errors": ("CancelledError", "CapacityError", "CheckpointError", "ImageError", "OptionError",
                "PromptError", "PydstpError", "UnsupportedModelError"),
-    "generation": ("CancelToken", "Generation"),
+    "generation": ("CancelToken", "Generation", "ShiftReport", "StepLog"),
+    "pruning": ("MergePlan", "Pruner", "PruningConfig", "Selection", "VisualTokens",
+                "available_pruners", "register_pruner"),
+    "selection": ("SelectionParams",),
+    "shift": ("DSTP", "SketchReturn"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -21,7 +21,34 @@ from pydstp.tokenizer import Tokenizer
 
 __all__ = ["ChatTemplate", "EncodedPrompt", "build_prompt", "split_thinking", "to_messages"]
 
-IMAGE_TOKEN = "<|image_pad|>"
+
+
+@dataclass(frozen=True)
+class PictureMarks:
+    """How a family of models writes a picture into its prompts.
+
+    Attributes:
+        token: stands for one visual token.
+        written: what chat templates write for a whole picture, any one of these.
+        before, after: tokens around the visual ones, where templates do not write them.
+    """
+
+    token: str
+    written: tuple[str, ...]
+    before: str = ""
+    after: str = ""
+
+    @property
+    def tokens(self) -> list[str]:
+        """All tokens that the tokenizer must know."""
+        return [name for name in (self.token, self.before, self.after) if name]
+
+
+QWEN3_VL = PictureMarks("<|image_pad|>", ("<|image_pad|>",))
+# Of the two, templates of transformers write the first and original ones the second.
+INTERNVL = PictureMarks("<IMG_CONTEXT>", ("<IMG_CONTEXT>", "<image>"), "<img>", "</img>")
+PICTURE_MARKS = {"qwen3_vl": QWEN3_VL, "qwen3_vl_moe": QWEN3_VL,
+                 "internvl": INTERNVL, "internvl_chat": INTERNVL}
 
 
 @dataclass(frozen=True)
@@ -41,13 +68,14 @@ class EncodedPrompt:
 
 def build_prompt(template: ChatTemplate, tokenizer: Tokenizer,
                  messages: Sequence[Mapping[str, Any]], num_image_tokens: Sequence[int],
-                 **variables: Any) -> EncodedPrompt:
+                 marks: PictureMarks = QWEN3_VL, **variables: Any) -> EncodedPrompt:
     """Render messages and encode them.
 
     Args:
         template, tokenizer: of the same checkpoint.
         messages: as `to_messages` returns them.
         num_image_tokens: visual tokens of each picture, in order.
+        marks: how pictures are written for the model.
         variables: for the template.
 
     Raises:
@@ -55,14 +83,14 @@ def build_prompt(template: ChatTemplate, tokenizer: Tokenizer,
             pictures.
     """
     marker = _unused_character([template.source, *_texts_in(messages)])
-    marked = [_mark_message(message, tokenizer, marker) for message in messages]
-    rendered = template.render(marked, **variables)
+    marked = [_mark_message(message, tokenizer, marks, marker) for message in messages]
+    rendered = _with_tokens(template.render(marked, **variables), marks)
     input_ids = _encode(rendered, tokenizer, marker)
     if not input_ids:
         raise PromptError("prompt: expected a text from the chat template, got an empty one")
-    image_id = tokenizer.token_id(IMAGE_TOKEN)
+    image_id = tokenizer.token_id(marks.token)
     if input_ids.count(image_id) != len(num_image_tokens):
-        raise PromptError(f"prompt: expected one {IMAGE_TOKEN} per picture, that is "
+        raise PromptError(f"prompt: expected one {marks.token} per picture, that is "
                           f"{len(num_image_tokens)}, the template wrote "
                           f"{input_ids.count(image_id)}")
     expanded, image_spans = _expand(input_ids, image_id, num_image_tokens)
@@ -83,13 +111,23 @@ def _expand(input_ids: list[int], image_id: int,
     return expanded, spans
 
 
-def _mark_message(message: Mapping[str, Any], tokenizer: Tokenizer, marker: str) -> dict[str, Any]:
+def _with_tokens(rendered: str, marks: PictureMarks) -> str:
+    """The text of a template with the tokens of a picture where it wrote one; texts of messages
+    hold a marker wherever they would fit."""
+    pattern = "|".join(map(re.escape, marks.written))
+    return re.sub(pattern, lambda _: marks.before + marks.token + marks.after, rendered)
+
+
+def _mark_message(message: Mapping[str, Any], tokenizer: Tokenizer, marks: PictureMarks,
+                  marker: str) -> dict[str, Any]:
     """Put a marker into every name of a control token that the texts of a message spell.
 
     Where a text ends with the beginning of such a name it gets a marker too, so that texts which
     the template joins do not spell one together. Templates see their text otherwise unchanged.
     """
-    names = tokenizer.special_tokens if message["role"] == "assistant" else tokenizer.added_tokens
+    is_answer = message["role"] == "assistant"
+    tokens = tokenizer.special_tokens if is_answer else tokenizer.added_tokens
+    names = {*tokens, *marks.written}
     starts = re.compile("(?=" + "|".join(map(re.escape, names)) + ")") if names else None
 
     def mark(text: str) -> str:

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydstp import __version__
+from pydstp.cli_experiments import add_experiment_commands
+from pydstp.cli_selection import add_selection_flags, selection_of
 from pydstp.console import (
     cancelled_by_ctrl_c,
     loading_bar,
@@ -64,6 +66,7 @@ ENGINE_FLAGS: Flags = (
     ("--min-pixels", {"type": int, "help": "smaller pictures are enlarged to this area"}),
     ("--max-pixels", {"type": pixels, "help": "larger pictures are shrunk to this area; "
                       "`checkpoint` takes the checkpoint's own limit"}),
+    ("--max-tiles", {"type": int, "help": "where pictures are cut into tiles, at most so many"}),
     ("--num-threads", {"type": int, "help": "default: the processors of this process"}),
 )
 
@@ -97,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser; every command stores the function that runs it as `run`."""
-    parser = argparse.ArgumentParser(prog="pydstp", description="Qwen3-VL from safetensors.")
+    parser = argparse.ArgumentParser(
+        prog="pydstp", description="Qwen3-VL and InternVL3.5 from safetensors.")
     parser.add_argument("--version", action="version", version=f"pydstp {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     generate = commands.add_parser("generate", help="answer one prompt about pictures")
@@ -116,6 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print the report as JSON")
     inspect.set_defaults(run=run_inspect)
     demo = add_demo(commands)
+    add_experiment_commands(commands)
     for command in (generate, chat, demo):
         add_engine_flags(command)
     return parser
@@ -136,6 +141,7 @@ def add_engine_flags(command: argparse.ArgumentParser) -> None:
     """What every command that loads a model takes."""
     command.add_argument("--model", metavar="PATH",
                          help="checkpoint folder; default: the small one that is embedded")
+    add_selection_flags(command)
     command.add_argument("--device", default="auto")
     command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
     add_flags(command.add_argument_group("engine"), ENGINE_FLAGS)
@@ -173,8 +179,8 @@ def open_engine(options: argparse.Namespace) -> Engine:
     config: EngineConfig = EngineConfig(max_batch=1, **given(options, ENGINE_FLAGS))
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)  # the process is ours, unlike the library's
-    return pydstp.Engine(path, device=options.device,
-                         dtype=options.dtype, config=config, progress=loading_bar())
+    return pydstp.Engine(path, device=options.device, dtype=options.dtype, config=config,
+                         progress=loading_bar(), **selection_of(options))
 
 
 def run_generate(options: argparse.Namespace) -> int:

@@ -17,14 +17,16 @@ _LARGEST_INT = 2**63 - 1
 _Class = TypeVar("_Class", bound=type)
 
 
-def _require_int(name: str, value: Any, low: int, high: int = _LARGEST_INT) -> None:
+def require_int(name: str, value: Any, low: int, high: int = _LARGEST_INT) -> None:
+    """Raise `OptionError` unless `value` is an integer in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         bound = f">= {low}, < 2**63" if high == _LARGEST_INT else f"in [{low}, {high}]"
         raise OptionError(f"{name}: expected an integer {bound}, got {show(value)}")
 
 
-def _require_float(name: str, value: Any, low: float, high: float = math.inf, *,
+def require_float(name: str, value: Any, low: float, high: float = math.inf, *,
                    open_low: bool = False) -> None:
+    """Raise `OptionError` unless `value` is a finite number in [low, high], or in (low, high]."""
     left, right = ("(" if open_low else "["), (")" if high == math.inf else "]")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     # Compared, not converted: an integer may be larger than any float.
@@ -34,7 +36,7 @@ def _require_float(name: str, value: Any, low: float, high: float = math.inf, *,
                           f"got {show(value)}")
 
 
-def _names_unknown_options(kind: _Class) -> _Class:
+def names_unknown_options(kind: _Class) -> _Class:
     """Make an unknown option an `OptionError` that lists the known ones."""
     known = [field.name for field in fields(kind)]
     plain_init = kind.__init__
@@ -51,7 +53,7 @@ def _names_unknown_options(kind: _Class) -> _Class:
     return kind
 
 
-@_names_unknown_options
+@names_unknown_options
 @dataclass(frozen=True)
 class EngineConfig:
     """Limits and resources of one engine; memory for them is checked before anything is loaded.
@@ -66,6 +68,8 @@ class EngineConfig:
             the checkpoint's own `min_pixels`, and for `max_pixels` on the CPU the smaller of the
             checkpoint's limit and 1.3 megapixels (attention in the vision tower grows with the
             square of the area); `max_pixels="checkpoint"` restores the file's limit.
+        max_tiles: where the model cuts pictures into tiles (InternVL), at most so many of each,
+            the thumbnail not counted; None takes the checkpoint's number.
         num_threads: threads of the engine's own pool; None takes the processors of this process.
     """
 
@@ -76,23 +80,26 @@ class EngineConfig:
     max_image_pixels: int = 80_000_000
     min_pixels: int | None = None
     max_pixels: int | Literal["checkpoint"] | None = None
+    max_tiles: int | None = None
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        _require_int("max_batch", self.max_batch, 1, 1024)
-        _require_int("max_visual_tokens", self.max_visual_tokens, 1, 1 << 20)
-        _require_int("max_text_tokens", self.max_text_tokens, 1, 1 << 20)
-        _require_int("max_images", self.max_images, 0)
-        _require_int("max_image_pixels", self.max_image_pixels, 1)
+        require_int("max_batch", self.max_batch, 1, 1024)
+        require_int("max_visual_tokens", self.max_visual_tokens, 1, 1 << 20)
+        require_int("max_text_tokens", self.max_text_tokens, 1, 1 << 20)
+        require_int("max_images", self.max_images, 0)
+        require_int("max_image_pixels", self.max_image_pixels, 1)
         if self.min_pixels is not None:
-            _require_int("min_pixels", self.min_pixels, 1)
+            require_int("min_pixels", self.min_pixels, 1)
         if self.max_pixels is not None and self.max_pixels != "checkpoint":
-            _require_int("max_pixels", self.max_pixels, 1)
+            require_int("max_pixels", self.max_pixels, 1)
+        if self.max_tiles is not None:
+            require_int("max_tiles", self.max_tiles, 1)
         if self.num_threads is not None:
-            _require_int("num_threads", self.num_threads, 1, 1024)
+            require_int("num_threads", self.num_threads, 1, 1024)
 
 
-@_names_unknown_options
+@names_unknown_options
 @dataclass(frozen=True)
 class SamplingParams:
     """How the next token is chosen and when to stop. None means: as generation_config.json says.
@@ -133,31 +140,31 @@ class SamplingParams:
     def __post_init__(self) -> None:
         self._check_distribution()
         if self.seed is not None:
-            _require_int("seed", self.seed, 0, 2**64 - 1)
+            require_int("seed", self.seed, 0, 2**64 - 1)
         if self.max_new_tokens is not None:
-            _require_int("max_new_tokens", self.max_new_tokens, 1)
-        _require_int("min_new_tokens", self.min_new_tokens, 0)
+            require_int("max_new_tokens", self.max_new_tokens, 1)
+        require_int("min_new_tokens", self.min_new_tokens, 0)
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             raise OptionError(f"min_new_tokens: expected at most max_new_tokens = "
                               f"{self.max_new_tokens}, got {self.min_new_tokens}")
         if not isinstance(self.ignore_eos, bool):
             raise OptionError(f"ignore_eos: expected True or False, got {show(self.ignore_eos)}")
         if self.logprobs is not None:
-            _require_int("logprobs", self.logprobs, 0, 100)
+            require_int("logprobs", self.logprobs, 0, 100)
         object.__setattr__(self, "stop", self._checked_stop())
 
     def _check_distribution(self) -> None:
         if self.temperature is not None:
-            _require_float("temperature", self.temperature, 0.0)
+            require_float("temperature", self.temperature, 0.0)
         if self.top_k is not None:
-            _require_int("top_k", self.top_k, 0)
+            require_int("top_k", self.top_k, 0)
         if self.top_p is not None:
-            _require_float("top_p", self.top_p, 0.0, 1.0, open_low=True)
+            require_float("top_p", self.top_p, 0.0, 1.0, open_low=True)
         if self.min_p is not None:
-            _require_float("min_p", self.min_p, 0.0, 1.0)
+            require_float("min_p", self.min_p, 0.0, 1.0)
         if self.repetition_penalty is not None:
-            _require_float("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
-        _require_float("presence_penalty", self.presence_penalty, -100.0, 100.0)
+            require_float("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        require_float("presence_penalty", self.presence_penalty, -100.0, 100.0)
 
     def _checked_stop(self) -> tuple[str, ...]:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop

@@ -88,10 +88,14 @@ def summary(generation: Generation) -> str:
              f"{timings.time_to_first_token_ms:.0f} ms, then {generation.ms_per_token:.1f} ms "
              f"each; prompt of {generation.prompt_tokens} tokens, "
              f"{generation.visual_tokens} of them visual ({generation.finish_reason})"]
+    if (shift := generation.shift) is not None and shift.kept < shift.num_visual:
+        lines.append(f"{shift.method}: kept {shift.kept} of {shift.num_visual} visual tokens; "
+                     f"{shift.mean_visible:.0%} read per step, {shift.triggers} times brought back")
     for number, image in enumerate(generation.images, 1):
         if image.shrunk:
             lines.append(f"note: picture {number} was shrunk from {size(image.original_size)} to "
-                         f"{size(image.resized)} pixels; --max-pixels sets the limit")
+                         f"{size(image.resized)} pixels; --max-pixels (for tiles --max-tiles) sets "
+                         f"the limit")
     return "\n".join(lines)
 
 

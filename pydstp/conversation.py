@@ -15,6 +15,7 @@ from pydstp.image import ProcessedImage
 from pydstp.kv_cache import KVCache
 from pydstp.preparation import Preparation, require_type
 from pydstp.scheduler import Scheduler
+from pydstp.selection import SelectionParams
 from pydstp.sequence import Sequence
 
 
@@ -23,6 +24,8 @@ class Chat:
 
     Each turn renders the whole history with the chat template and runs only what the cache does
     not hold already: a greedy answer is that of a fresh run of the same history, up to rounding.
+    (Not so where pictures are pruned: each turn prunes its own, and what was written keeps what it
+    saw. Then the same turns give the same answers.)
     Draws are keyed by (seed, turn, token index). One turn runs at a time; one that fails or is
     cancelled leaves the conversation as it was before.
 
@@ -31,11 +34,12 @@ class Chat:
     """
 
     def __init__(self, preparation: Preparation, scheduler: Scheduler, cache: KVCache,
-                 system: str | None) -> None:
+                 system: str | None, selection: SelectionParams) -> None:
         require_type("system", system, str)
         self._preparation = preparation
         self._scheduler = scheduler
         self._cache = cache
+        self._selection = selection
         self._seq_idx: int | None = scheduler.acquire(CancelToken(), is_chat=True)
         # Also for a chat that is dropped without being closed.
         self._release = weakref.finalize(self, scheduler.release, self._seq_idx)
@@ -91,7 +95,8 @@ class Chat:
         content = [{"type": "image"} for _ in images] + [{"type": "text", "text": prompt}]
         message = {"role": "user", "content": content if images else prompt}
         seq = self._preparation.request([*self.messages, message], self._images + images,
-                                        sampling, cancel, self._num_turns)
+                                        sampling, cancel, self._selection,
+                                        self._num_turns)
         pieces = self._run(seq, message, images)
         self._running = weakref.ref(pieces)
         return pieces

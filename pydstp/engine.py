@@ -6,23 +6,34 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
 from pydstp import ops, weights
-from pydstp.chat import IMAGE_TOKEN, ChatTemplate
+from pydstp.chat import PICTURE_MARKS, ChatTemplate
 from pydstp.config import EngineConfig, SamplingParams
 from pydstp.conversation import Chat
 from pydstp.errors import CancelledError, CheckpointError, OptionError, PydstpError, show
 from pydstp.generation import CancelToken, Generation, one_reader
-from pydstp.image import ImageProcessor
+from pydstp.image_processors import open_image_processor
 from pydstp.kv_cache import CacheGeometry, KVCache
 from pydstp.models.config import VLMConfig
 from pydstp.models.config_reader import Section
-from pydstp.preparation import Preparation, Prompt, as_list, is_batch, require_type
+from pydstp.preparation import (
+    Preparation,
+    Prompt,
+    as_list,
+    is_batch,
+    require_type,
+    spread,
+)
+from pydstp.pruning import PruningConfig
 from pydstp.runner import Runner
 from pydstp.scheduler import Scheduler
+from pydstp.selection import ENGINE_DEFAULT, SelectionParams
 from pydstp.sequence import Sequence
+from pydstp.shift import DSTP
 from pydstp.tokenizer import Tokenizer
 
 logger = logging.getLogger("pydstp")
@@ -39,6 +50,9 @@ class Engine:
         dtype: "auto" (bfloat16 from a billion parameters on, else float32), "bfloat16" or
             "float32".
         config: limits and resources.
+        pruning: how visual tokens are pruned at prefill, unless a request says otherwise.
+        shift: the policy that brings pruned tokens back while decoding, likewise.
+        reserve: when pruned tokens get their keys and values, see `SelectionParams`, likewise.
         progress: called as `progress(tensors_done, tensors_total)` while weights are read.
 
     Raises:
@@ -51,22 +65,26 @@ class Engine:
     """
 
     def __init__(self, path: str | PathLike[str], device: str = "auto", dtype: str = "auto",
-                 config: EngineConfig | None = None, *,
+                 config: EngineConfig | None = None, *, pruning: PruningConfig | None = None,
+                 shift: DSTP | None = None, reserve: str = "auto",
                  progress: Callable[[int, int], None] | None = None) -> None:
         if not isinstance(device, str) or device not in ("auto", "cpu"):
             raise OptionError(f"device: expected 'auto' or 'cpu', got {show(device)}")
         require_type("config", config, EngineConfig)
         require_type("progress", progress, Callable)
+        self._selection = SelectionParams(pruning, shift, reserve)
         self.config = config = config or EngineConfig()
         checkpoint = weights.open_checkpoint(path)
         self.model_config = VLMConfig.from_dict(checkpoint.config, str(checkpoint.config_path))
         self.dtype = weights.resolve_dtype(checkpoint, dtype)
         geometry = _cache_geometry(self.model_config, config)
         weights.check_memory(checkpoint, self.model_config, self.dtype,
-                             geometry.kv_bytes(self.dtype),
+                             geometry.kv_bytes(self.dtype), max_batch=config.max_batch,
                              max_visual_tokens=config.max_visual_tokens,
                              max_text_tokens=config.max_text_tokens)
-        self._preparation = _open_preparation(checkpoint, self.model_config, config)
+        tokenizer = Tokenizer.from_checkpoint(checkpoint.path)
+        self.model_config = _with_token_ids(self.model_config, tokenizer, checkpoint)
+        self._preparation = _open_preparation(checkpoint, self.model_config, tokenizer, config)
         model = weights.load_model(checkpoint, self.model_config, self.dtype, progress)
         self._cache = KVCache(geometry, self.dtype)
         self._pool = ops.ThreadPool(config.num_threads or _num_processors())
@@ -82,6 +100,9 @@ class Engine:
 
     def generate(self, image: Any, prompt: Prompt | list[Prompt],
                  sampling: SamplingParams | list[SamplingParams] | None = None, *,
+                 pruning: PruningConfig | None = ENGINE_DEFAULT,
+                 shift: DSTP | None = ENGINE_DEFAULT, reserve: str = ENGINE_DEFAULT,
+                 log_steps: bool | str = False,
                  cancel: CancelToken | list[CancelToken | None] | None = None,
                  callback: TextCallback | None = None) -> Generation | list[Generation]:
         """Answer one prompt, or a list of prompts as a batch.
@@ -94,6 +115,10 @@ class Engine:
                 most `max_batch` at once. Pictures of a string come before its text; in messages,
                 each `{"type": "image"}` item takes the next one.
             sampling: one for all, or one per prompt.
+            pruning, shift, reserve: as for the engine; given here they replace what it was made
+                with. `pruning` and `shift` may be lists with one entry per prompt.
+            log_steps: keep a record of every decode step in `Generation.shift`; "attention" with
+                the watched attention.
             cancel: stops the request(s) from another thread.
             callback: called as `callback(text, index)` with every piece of text that is certain.
 
@@ -102,23 +127,32 @@ class Engine:
 
         Raises:
             ImageError, PromptError, CapacityError, OptionError: the request cannot run; nothing
-                has, and the engine is as before.
+                has, and the engine is as before. (A method's error at prefill ends a batch.)
             CancelledError: a single request was cancelled (its `generation` holds what was
                 written). In a batch, that row says `finish_reason="cancelled"` instead.
         """
         self._check_open()
         require_type("callback", callback, Callable)
         if not is_batch(prompt):
-            sequences = [self._preparation.request(prompt, image, sampling, cancel)]
+            selection = self._selection.with_changes(pruning=pruning, shift=shift, reserve=reserve,
+                                                     log_steps=log_steps)
+            sequences = [self._preparation.request(prompt, image, sampling, cancel, selection)]
         else:
-            sequences = self._preparation.batch(prompt, image, sampling, cancel)
+            selections = [
+                self._selection.with_changes(pruning=pruner, shift=policy, reserve=reserve,
+                                             log_steps=log_steps)
+                for pruner, policy in zip(spread("pruning", pruning, len(prompt)),
+                                          spread("shift", shift, len(prompt)), strict=True)]
+            sequences = self._preparation.batch(prompt, image, sampling, cancel, selections)
         self._run(sequences, callback)
         if is_batch(prompt):
             return [seq.result() for seq in sequences]
         return _uncancelled(sequences[0])
 
     def stream(self, image: Any, prompt: Prompt, sampling: SamplingParams | None = None, *,
-               cancel: CancelToken | None = None) -> Stream:
+               pruning: PruningConfig | None = ENGINE_DEFAULT,
+               shift: DSTP | None = ENGINE_DEFAULT, reserve: str = ENGINE_DEFAULT,
+               log_steps: bool | str = False, cancel: CancelToken | None = None) -> Stream:
         """Answer one prompt piece by piece; arguments and errors as for `generate`.
 
         Returns:
@@ -126,13 +160,20 @@ class Engine:
             holds the result after the last piece. Closing it early frees its place in the cache.
         """
         self._check_open()
-        seq = self._preparation.request(prompt, image, sampling, cancel)
+        selection = self._selection.with_changes(pruning=pruning, shift=shift, reserve=reserve,
+                                                 log_steps=log_steps)
+        seq = self._preparation.request(prompt, image, sampling, cancel, selection)
         return Stream(self._scheduler.run([seq]), seq)
 
-    def chat(self, system: str | None = None) -> Chat:
-        """A conversation that keeps its cache between turns; it holds one of `max_batch`."""
+    def chat(self, system: str | None = None, *, pruning: PruningConfig | None = ENGINE_DEFAULT,
+             shift: DSTP | None = ENGINE_DEFAULT, reserve: str = ENGINE_DEFAULT) -> Chat:
+        """A conversation that keeps its cache between turns; it holds one of `max_batch`.
+
+        Pictures of every turn are pruned as they come; every turn has an anchor of its own.
+        """
         self._check_open()
-        return Chat(self._preparation, self._scheduler, self._cache, system)
+        selection = self._selection.with_changes(pruning=pruning, shift=shift, reserve=reserve)
+        return Chat(self._preparation, self._scheduler, self._cache, system, selection)
 
     def close(self) -> None:
         """Refuse further work, stop its threads, give up weights and cache; idempotent."""
@@ -204,32 +245,39 @@ def _uncancelled(seq: Sequence) -> Generation:
 def _cache_geometry(model: VLMConfig, config: EngineConfig) -> CacheGeometry:
     text = model.text
     return CacheGeometry(text.num_layers, text.num_kv_heads, text.head_dim, config.max_batch,
-                         config.max_visual_tokens, config.max_text_tokens)
+                         config.max_visual_tokens, config.max_text_tokens, text.num_heads)
 
 
-def _open_preparation(checkpoint: weights.Checkpoint, model: VLMConfig,
+def _open_preparation(checkpoint: weights.Checkpoint, model: VLMConfig, tokenizer: Tokenizer,
                       config: EngineConfig) -> Preparation:
-    tokenizer = Tokenizer.from_checkpoint(checkpoint.path)
-    _check_token_ids(tokenizer, model, checkpoint)
     _check_generation_config(model, checkpoint)
     template = ChatTemplate.from_checkpoint(checkpoint.path)
-    processor = ImageProcessor.from_checkpoint(
-        checkpoint.path, min_pixels=config.min_pixels, max_pixels=config.max_pixels)
+    processor = open_image_processor(checkpoint.path, min_pixels=config.min_pixels,
+                                     max_pixels=config.max_pixels, max_tiles=config.max_tiles)
     return Preparation(tokenizer, template, processor, model, checkpoint.generation_config, config)
 
 
-def _check_token_ids(tokenizer: Tokenizer, model: VLMConfig,
-                     checkpoint: weights.Checkpoint) -> None:
-    """The tokenizer and the model must mean the same by a placeholder, and ids must have rows."""
-    placeholder = tokenizer.added_tokens.get(IMAGE_TOKEN)
-    if placeholder != model.image_token_id:
+def _with_token_ids(model: VLMConfig, tokenizer: Tokenizer,
+                    checkpoint: weights.Checkpoint) -> VLMConfig:
+    """The tokenizer and the model must mean the same by a placeholder, and ids must have rows.
+
+    Where config.json names no image token, the tokenizer's counts.
+    """
+    marks = PICTURE_MARKS[model.model_type]
+    placeholder = tokenizer.added_tokens.get(marks.token)
+    if model.image_token_id is not None and placeholder != model.image_token_id:
         raise CheckpointError(f"{checkpoint.config_path}: image_token_id: expected the id of "
-                              f"{IMAGE_TOKEN} in the tokenizer, {placeholder}, "
+                              f"{marks.token} in the tokenizer, {placeholder}, "
                               f"got {model.image_token_id}")
+    for name in marks.tokens:
+        if name not in tokenizer.added_tokens:
+            raise CheckpointError(f"{checkpoint.path}: tokenizer: expected a token {name}, got "
+                                  f"none of this name")
     if tokenizer.vocab_size > model.text.vocab_size:
         raise CheckpointError(f"{checkpoint.config_path}: vocab_size: expected at least the "
                               f"{tokenizer.vocab_size} ids of the tokenizer, "
                               f"got {model.text.vocab_size}")
+    return replace(model, image_token_id=placeholder)
 
 
 def _check_generation_config(model: VLMConfig, checkpoint: weights.Checkpoint) -> None:

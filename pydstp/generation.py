@@ -68,12 +68,14 @@ class ImageInfo:
         resized: (width, height) in pixels, as the vision tower saw it.
         num_tokens: visual tokens it became.
         shrunk: True if `max_pixels`, the file's own limit or a lower one, made it smaller.
+        num_tiles: tiles it was cut into, a thumbnail among them; 1 where it stayed whole.
     """
 
     original_size: tuple[int, int]
     resized: tuple[int, int]
     num_tokens: int
     shrunk: bool
+    num_tiles: int = 1
 
 
 @dataclass
@@ -94,6 +96,78 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class StepLog:
+    """One decode step of a sequence whose visual tokens are pruned.
+
+    Attributes:
+        similarity: cosine of the watched attention with the anchor; None when nothing watches.
+        state: "base" or "expanded": what the step read.
+        visible, resident: visual tokens it read from the pruning point on, and those with keys and
+            values in memory.
+        came, went: slots that entered and left the visible list before or within this step.
+        redone: whether the step was run a second time.
+        attention: with log_steps="attention", the watched attention over the base set by slot,
+            originals and then merged tokens; 0 outside it.
+    """
+
+    similarity: float | None
+    state: str
+    visible: int
+    resident: int
+    came: tuple[int, ...]
+    went: tuple[int, ...]
+    redone: bool
+    attention: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ShiftReport:
+    """How the visual tokens of a request were pruned and brought back.
+
+    Attributes:
+        method, policy: names, "none" where there was none.
+        reason: why the method did not prune, as a code: "no_method", "no_image",
+            "retention_is_one" (all tokens would be kept); None where it did.
+        retention_asked, retention_achieved: shares of the visual tokens; merged tokens count.
+        num_visual, kept: visual tokens of the sequence, and those in the base set.
+        mean_visible: visual tokens that a decode step read, as a share of all, from the pruning
+            point on; mean_visible_all_layers counts the layers below it too, which read all.
+        triggers: how often the policy acted; trigger_steps: at which decode steps (the first
+            step, which feeds the first new token, is 1).
+        forwards_per_token: decode forwards per step; above 1 where steps were run again.
+        bytes_per_token: weights, keys and values that a decode step reads when the sequence is
+            alone, steps run again and scored keys included.
+        selection_ms: time the method took at prefill.
+        reserve: when pruned tokens got their keys and values, None without a reserve; side_passes:
+            runs of pruned tokens it took, reserve_ms: their time.
+        longest_gap_ms: the longest time between two tokens.
+        steps: one `StepLog` per decode step if `log_steps` was set.
+        anchor: with log_steps="attention", what steps are compared with, as `StepLog.attention`.
+    """
+
+    method: str
+    policy: str
+    reason: str | None
+    retention_asked: float
+    retention_achieved: float
+    num_visual: int
+    kept: int
+    mean_visible: float
+    mean_visible_all_layers: float
+    triggers: int
+    trigger_steps: tuple[int, ...]
+    forwards_per_token: float
+    bytes_per_token: float
+    selection_ms: float
+    reserve: str | None
+    side_passes: int
+    reserve_ms: float
+    longest_gap_ms: float
+    steps: list[StepLog] | None = None
+    anchor: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Generation:
     """One finished (or cancelled) answer.
 
@@ -110,6 +184,7 @@ class Generation:
         images: one `ImageInfo` per picture of the request.
         logprobs: one `TokenLogprob` per token if asked for, else None.
         seed: the seed of the draws (None when the answer was greedy).
+        shift: how visual tokens were pruned and brought back.
         timings: wall-clock milliseconds per phase.
     """
 
@@ -126,6 +201,7 @@ class Generation:
     images: tuple[ImageInfo, ...] = ()
     logprobs: list[TokenLogprob] | None = None
     seed: int | None = None
+    shift: ShiftReport | None = None
     timings: Timings = field(default_factory=Timings)
 
     @property

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,15 @@ import torch
 from PIL import Image
 
 from pydstp.config import CPU_MAX_PIXELS
-from pydstp.errors import CapacityError, CheckpointError, ImageError, OptionError
+from pydstp.errors import ImageError, OptionError
+from pydstp.image_patches import (
+    Levels,
+    ProcessedImage,
+    processor_section,
+    refuse_other_steps,
+    require_rgb,
+    require_room,
+)
 from pydstp.image_source import load_image
 from pydstp.json_file import read_json
 from pydstp.models.config_reader import Section
@@ -25,34 +32,9 @@ from pydstp.models.config_reader import Section
 __all__ = ["ImageProcessor", "ProcessedImage", "load_image", "smart_resize"]
 
 MAX_ASPECT_RATIO = 200
-FILES = ("preprocessor_config.json", "processor_config.json")
 _PROCESSOR_TYPES = tuple(
     f"{family}ImageProcessor{backend}"
     for family in ("Qwen2VL", "Qwen3VL") for backend in ("", "Fast", "Pil"))
-_BICUBIC = 3
-
-
-@dataclass(frozen=True)
-class ProcessedImage:
-    """One picture, ready for the vision tower.
-
-    Attributes:
-        patches: [grid_h * grid_w, 3 * temporal_patch_size * patch_size ** 2] float32. Rows in
-            merge-block order (block row, block column, row in block, column in block), columns
-            in (channel, frame, row, column) order; the frames of a still picture are equal.
-        grid: (grid_h, grid_w), counted in patches.
-        num_tokens: visual tokens, grid_h * grid_w / merge_size ** 2.
-        original_size: (width, height) of the picture as it came, turned upright.
-        resized: (width, height) that the patches cover.
-        shrunk: True if `max_pixels` made the picture smaller.
-    """
-
-    patches: torch.Tensor
-    grid: tuple[int, int]
-    num_tokens: int
-    original_size: tuple[int, int]
-    resized: tuple[int, int]
-    shrunk: bool
 
 
 def smart_resize(height: int, width: int, *, factor: int, min_pixels: int,
@@ -92,8 +74,7 @@ class ImageProcessor:
         patch_size, temporal_patch_size, merge_size: pixels of a patch's side, frames of a patch,
             patches of a merged token's side.
         min_pixels, max_pixels: limits of the area a picture is resized into.
-        mean, std: per channel (R, G, B), in units of the rescaled values.
-        rescale_factor: applied to the 8-bit values first.
+        levels: what becomes of the 8-bit values.
     """
 
     patch_size: int
@@ -101,9 +82,7 @@ class ImageProcessor:
     merge_size: int
     min_pixels: int
     max_pixels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    rescale_factor: float
+    levels: Levels
 
     @classmethod
     def from_checkpoint(
@@ -124,16 +103,14 @@ class ImageProcessor:
             UnsupportedModelError: another kind of processor, or a step that is switched off.
             OptionError: a limit that is no positive integer, or min_pixels > max_pixels.
         """
-        section = _processor_section(Path(path))
-        _refuse_unsupported(section)
+        section = processor_section(Path(path))
+        refuse_other_steps(section, _PROCESSOR_TYPES)
         smallest, largest = _limits(section, min_pixels, max_pixels, device)
         processor = cls(
             patch_size=section.integer("patch_size"), merge_size=section.integer("merge_size"),
             temporal_patch_size=section.integer("temporal_patch_size"),
             min_pixels=smallest, max_pixels=largest,
-            mean=_per_channel(section, "image_mean"), std=_per_channel(section, "image_std"),
-            rescale_factor=section.positive("rescale_factor")
-            if section.has("rescale_factor") else 1 / 255)
+            levels=Levels.from_section(section))
         _check_against_model(processor, section, Path(path))
         return processor
 
@@ -148,59 +125,21 @@ class ImageProcessor:
             CapacityError: it would become more than `max_tokens`; it was not resized.
             ImageError: not an RGB image, or one side is more than 200 times the other.
         """
-        if not isinstance(image, Image.Image) or image.mode != "RGB":
-            found = getattr(image, "mode", type(image).__name__)
-            raise ImageError(f"image: expected a PIL image in mode RGB, got {found}")
+        require_rgb(image)
         width, height = image.size
         factor = self.patch_size * self.merge_size
         new_height, new_width = smart_resize(
             height, width, factor=factor, min_pixels=self.min_pixels, max_pixels=self.max_pixels)
         grid = new_height // self.patch_size, new_width // self.patch_size
         num_tokens = grid[0] * grid[1] // self.merge_size**2
-        if max_tokens is not None and num_tokens > max_tokens:
-            raise CapacityError(f"visual tokens: the picture needs {num_tokens}, but "
-                                f"max_visual_tokens = {max_tokens}")
+        require_room(num_tokens, max_tokens)
         resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
         rounded_area = round(height / factor) * round(width / factor) * factor**2
         return ProcessedImage(
-            patches=torch.from_numpy(self._patch_rows(np.asarray(resized), grid)), grid=grid,
+            patches=self.levels.patch_rows(np.asarray(resized), self.patch_size, self.merge_size,
+                                           self.temporal_patch_size), grid=grid,
             num_tokens=num_tokens, original_size=(width, height),
             resized=(new_width, new_height), shrunk=rounded_area > self.max_pixels)
-
-    @cached_property
-    def _value_of_level(self) -> np.ndarray:
-        """[3, 256] float32: what each 8-bit level becomes; rounded as the reference rounds."""
-        rescaled = (np.arange(256) * self.rescale_factor).astype(np.float32)
-        mean, std = (np.asarray(v, np.float32)[:, None] for v in (self.mean, self.std))
-        return (rescaled - mean) / std
-
-    def _patch_rows(self, pixels: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-        """[height, width, 3] uint8 -> [grid_h * grid_w, 3 * frames * patch_size ** 2] float32."""
-        merge, patch = self.merge_size, self.patch_size
-        blocks = pixels.reshape(grid[0] // merge, merge, patch, grid[1] // merge, merge, patch, 3)
-        levels = np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 6, 2, 5))
-        levels = levels.reshape(grid[0] * grid[1], 3, patch * patch)
-        rows = np.empty((grid[0] * grid[1], 3, self.temporal_patch_size, patch * patch), np.float32)
-        for channel, values in enumerate(self._value_of_level):
-            # mode="clip": a level always has an entry, and the check would cost half the time.
-            rows[:, channel] = np.take(values, levels[:, channel], mode="clip")[:, None]
-        return rows.reshape(grid[0] * grid[1], -1)
-
-
-def _processor_section(folder: Path) -> Section:
-    for name in FILES:
-        if (folder / name).is_file():
-            section = Section(read_json(folder / name), str(folder / name))
-            return section if name == FILES[0] else section.section("image_processor")
-    raise CheckpointError(f"no image processor in {folder}: looked for {' and '.join(FILES)}")
-
-
-def _refuse_unsupported(section: Section) -> None:
-    if section.has("image_processor_type"):
-        section.choice("image_processor_type", _PROCESSOR_TYPES)
-    for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
-        section.refuse(step, unless=(True,), reason="this step always runs")
-    section.refuse("resample", unless=(_BICUBIC,), reason=f"supported: {_BICUBIC}, bicubic")
 
 
 def _file_limits(section: Section) -> tuple[int, int]:
@@ -235,15 +174,6 @@ def _limits(section: Section, min_pixels: Any, max_pixels: Any, device: str) -> 
 def _require_positive(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise OptionError(f"{name}: expected an integer >= 1, got {value!r}")
-
-
-def _per_channel(section: Section, key: str) -> tuple[float, ...]:
-    values = section.values.get(key)
-    numbers = isinstance(values, list) and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e30 for v in values)
-    if not numbers or len(values) != 3 or (key == "image_std" and min(values) <= 0):
-        raise section.wrong(key, "a list of three numbers" + " > 0" * (key == "image_std"))
-    return tuple(map(float, values))
 
 
 def _check_against_model(processor: ImageProcessor, section: Section, folder: Path) -> None:

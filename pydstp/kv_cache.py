@@ -2,6 +2,10 @@
 
 It owns memory and decides nothing. Everything has its final size from the start; nothing here is
 reallocated, moved or copied afterwards, and a token keeps its slot for as long as its sequence.
+
+Two lists per sequence say which visual slots attention reads. Group ALL holds every original token;
+group SELECTED is the one that pruning and swaps write. Layers below the pruning point belong to the
+first, the others to the second; without pruning every layer belongs to the first.
 """
 
 from __future__ import annotations
@@ -10,12 +14,20 @@ from dataclasses import dataclass
 
 import torch
 
+from pydstp import ops
 from pydstp.errors import CapacityError
+from pydstp.reserve import SideRows
+
+ALL, SELECTED = 0, 1
+NOT_BASE, BASE, PSEUDO = 0, 1, 2  # values of ShiftState.base_mask
 
 
 @dataclass(frozen=True)
 class CacheGeometry:
-    """Sizes of a cache; `visual_capacity` and `text_capacity` are tokens per sequence."""
+    """Sizes of a cache; `visual_capacity` and `text_capacity` are tokens per sequence.
+
+    num_heads: query heads, which the state of a shift policy is kept for.
+    """
 
     num_layers: int
     num_kv_heads: int
@@ -23,7 +35,7 @@ class CacheGeometry:
     max_batch: int
     visual_capacity: int
     text_capacity: int
-    num_groups: int = 1
+    num_heads: int = 1
 
     def kv_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of keys and values of all sequences, all layers and both arenas."""
@@ -37,6 +49,7 @@ class CacheMark:
 
     visual_len: int
     text_len: int
+    num_tokens: int
 
 
 class KVCache:
@@ -49,10 +62,14 @@ class KVCache:
     Attributes:
         visual: [num_layers, max_batch, visual_capacity, 2, num_kv_heads, head_dim], K then V.
         text: [num_layers, max_batch, text_capacity, 2, num_kv_heads, head_dim].
-        visible_indices: [max_batch, num_groups, visual_capacity] int32, sorted.
-        visible_len: [max_batch, num_groups] int32.
+        visible_indices: [max_batch, 2, visual_capacity] int32, sorted; groups ALL and SELECTED.
+        visible_len: [max_batch, 2] int32.
         layer_to_group: [max_batch, num_layers] int32.
-        visual_len, text_len: [max_batch] int32, rows written so far.
+        visual_len, text_len: [max_batch] int32, rows taken so far.
+        num_tokens: [max_batch] int32, tokens of the sequence (pseudo tokens are not counted).
+        shift: base set, reserve, anchors and state of the shift policy of every sequence.
+        first_layer: per sequence the pruning point, 0 where nothing is pruned.
+        pending: per sequence the rows of its reserve that have no keys and values yet.
         prompt_order: [max_batch, visual_capacity + text_capacity] int32: how many tokens of the
             sequence came before the token in this slot. Positions are no substitute for it: all
             tokens of a picture share one temporal position.
@@ -63,17 +80,23 @@ class KVCache:
         row = (2, g.num_kv_heads, g.head_dim)
         self.visual = torch.empty(g.num_layers, g.max_batch, g.visual_capacity, *row, dtype=dtype)
         self.text = torch.empty(g.num_layers, g.max_batch, g.text_capacity, *row, dtype=dtype)
-        self.visible_indices = _int32(g.max_batch, g.num_groups, g.visual_capacity)
-        self.visible_len = _int32(g.max_batch, g.num_groups)
+        self.visible_indices = _int32(g.max_batch, 2, g.visual_capacity)
+        self.visible_len = _int32(g.max_batch, 2)
         self.layer_to_group = _int32(g.max_batch, g.num_layers)
         self.visual_len = _int32(g.max_batch)
         self.text_len = _int32(g.max_batch)
+        self.num_tokens = _int32(g.max_batch)
+        self.shift = ops.ShiftState.allocate(g.max_batch, g.visual_capacity, g.num_layers,
+                                             g.num_heads)
+        self.first_layer = [0] * g.max_batch
+        self.pending: list[list[SideRows]] = [[] for _ in range(g.max_batch)]
         self.prompt_order = _int32(g.max_batch, g.visual_capacity + g.text_capacity)
         self._free = list(reversed(range(g.max_batch)))
 
     def close(self) -> None:
-        """Give up the memory of keys and values; the bookkeeping stays usable."""
+        """Give up the memory of keys, values and waiting rows; the bookkeeping stays usable."""
         self.visual = self.text = torch.empty(0)
+        self.pending = [[] for _ in self.pending]
 
     @property
     def num_free(self) -> int:
@@ -85,25 +108,34 @@ class KVCache:
         if not self._free:
             raise CapacityError(f"sequences: all max_batch = {self.geometry.max_batch} are in use")
         seq_idx = self._free.pop()
-        self.rewind(seq_idx, CacheMark(0, 0))
+        self.rewind(seq_idx, CacheMark(0, 0, 0))
         return seq_idx
 
     def release(self, seq_idx: int) -> None:
         """Give a sequence back."""
+        self.pending[seq_idx] = []
         self._free.append(seq_idx)
 
     def mark(self, seq_idx: int) -> CacheMark:
         """Where the sequence stands now."""
-        return CacheMark(int(self.visual_len[seq_idx]), int(self.text_len[seq_idx]))
+        return CacheMark(int(self.visual_len[seq_idx]), int(self.text_len[seq_idx]),
+                         int(self.num_tokens[seq_idx]))
 
     def rewind(self, seq_idx: int, mark: CacheMark) -> None:
         """Forget every token that came after `mark`; rows before it stay where they are."""
         self.visual_len[seq_idx] = mark.visual_len
         self.text_len[seq_idx] = mark.text_len
-        self._show_all(seq_idx)
+        self.num_tokens[seq_idx] = mark.num_tokens
+        self.shift.base_mask[seq_idx, mark.visual_len:] = NOT_BASE
+        self.pending[seq_idx] = [kept for rows in self.pending[seq_idx]
+                                 if (kept := rows.below(mark.visual_len))]
+        if mark.visual_len == 0:
+            self.layer_to_group[seq_idx] = ALL
+            self.first_layer[seq_idx] = 0
+        self.show_base(seq_idx)
 
     def append(self, seq_idx: int, is_visual: torch.Tensor) -> torch.Tensor:
-        """Slots for a run of new tokens, in prompt order; new visual tokens are visible.
+        """Slots for a run of new tokens, in prompt order; new visual tokens are in the base set.
 
         Args:
             seq_idx: the sequence.
@@ -126,13 +158,57 @@ class KVCache:
         slot_idx[is_visual] = torch.arange(num_visual, dtype=torch.int32) + mark.visual_len
         text_start = g.visual_capacity + mark.text_len
         slot_idx[~is_visual] = torch.arange(num_text, dtype=torch.int32) + text_start
-        order = torch.arange(is_visual.numel(), dtype=torch.int32)
-        order += mark.visual_len + mark.text_len
+        order = torch.arange(is_visual.numel(), dtype=torch.int32) + mark.num_tokens
         self.prompt_order[seq_idx, slot_idx.long()] = order
-        self.visual_len[seq_idx] = mark.visual_len + num_visual
-        self.text_len[seq_idx] = mark.text_len + num_text
-        self._show_all(seq_idx)
+        self.visual_len[seq_idx] += num_visual
+        self.text_len[seq_idx] += num_text
+        self.num_tokens[seq_idx] += is_visual.numel()
+        self.shift.base_mask[seq_idx, mark.visual_len:mark.visual_len + num_visual] = BASE
+        self.show_base(seq_idx)
         return slot_idx
+
+    def append_pseudo(self, seq_idx: int, prompt_order: torch.Tensor) -> torch.Tensor:
+        """Slots for merged tokens, behind the originals; they are in the base set.
+
+        Args:
+            prompt_order: [num_pseudo] int32, the place each takes among the tokens of the prompt.
+
+        Returns:
+            slot_idx [num_pseudo] int32.
+
+        Raises:
+            CapacityError: they do not fit.
+        """
+        start, count = int(self.visual_len[seq_idx]), prompt_order.numel()
+        _check_room("visual and merged tokens", start + count, self.geometry.visual_capacity,
+                    "max_visual_tokens")
+        self.prompt_order[seq_idx, start:start + count] = prompt_order
+        self.visual_len[seq_idx] += count
+        self.shift.base_mask[seq_idx, start:start + count] = PSEUDO
+        self.show_base(seq_idx)
+        return torch.arange(start, start + count, dtype=torch.int32)
+
+    def prune(self, seq_idx: int, slots: torch.Tensor, first_layer: int) -> None:
+        """Take visual slots out of the base set, for the layers from `first_layer` on."""
+        self.shift.base_mask[seq_idx, slots.long()] = NOT_BASE
+        self.first_layer[seq_idx] = first_layer
+        self.layer_to_group[seq_idx, :first_layer] = ALL
+        self.layer_to_group[seq_idx, first_layer:] = SELECTED
+        self.show_base(seq_idx)
+
+    def show_base(self, seq_idx: int) -> None:
+        """Write both lists anew: all originals, and the base set; and the reserve beside it."""
+        shift, mask = self.shift, self.shift.base_mask[seq_idx, :int(self.visual_len[seq_idx])]
+        for flags, slots, length in (
+            (mask != PSEUDO, self.visible_indices[seq_idx, ALL], self.visible_len[seq_idx, ALL]),
+            (mask != NOT_BASE, self.visible_indices[seq_idx, SELECTED],
+             self.visible_len[seq_idx, SELECTED]),
+            (mask != NOT_BASE, shift.base_indices[seq_idx], shift.base_len[seq_idx]),
+            (mask == NOT_BASE, shift.reserve_indices[seq_idx], shift.reserve_len[seq_idx]),
+        ):
+            found = flags.nonzero().squeeze(1).int()
+            slots[:len(found)] = found
+            length.fill_(len(found))
 
     def append_text_rows(self, seq_idx: torch.Tensor) -> torch.Tensor:
         """A text slot for one new token of each sequence; seq_idx [batch] int64, distinct.
@@ -142,28 +218,34 @@ class KVCache:
         """
         text_len = self.text_len[seq_idx]
         slot_idx = text_len + self.geometry.visual_capacity
-        self.prompt_order[seq_idx, slot_idx.long()] = self.visual_len[seq_idx] + text_len
+        self.prompt_order[seq_idx, slot_idx.long()] = self.num_tokens[seq_idx]
         self.text_len[seq_idx] = text_len + 1
+        self.num_tokens[seq_idx] += 1
         return slot_idx
 
+    def context(self, seq_idx: int, visual_slots: torch.Tensor, end: int) -> torch.Tensor:
+        """[num_slots] int64 in prompt order: some visual slots and all text, below order `end`."""
+        text = torch.arange(int(self.text_len[seq_idx])) + self.geometry.visual_capacity
+        slots = torch.cat([visual_slots.long(), text])
+        order = self.prompt_order[seq_idx, slots]
+        slots, order = slots[order < end], order[order < end]
+        return slots[order.argsort(stable=True)]
+
+    def visible_slots(self, seq_idx: int, group: int) -> torch.Tensor:
+        """[n] int32, the list of one group."""
+        return self.visible_indices[seq_idx, group, :int(self.visible_len[seq_idx, group])]
+
     def slots_in_prompt_order(self, seq_idx: int) -> torch.Tensor:
-        """[num_tokens] int32: the slots of all tokens of a sequence, first token first."""
-        mark = self.mark(seq_idx)
-        visual = torch.arange(mark.visual_len, dtype=torch.int32)
-        text = torch.arange(mark.text_len, dtype=torch.int32) + self.geometry.visual_capacity
-        slots = torch.cat([visual, text])
-        return slots[self.prompt_order[seq_idx, slots.long()].argsort()]
+        """[num_tokens] int64: the slots of all rows of a sequence, first token first."""
+        visual = torch.arange(int(self.visual_len[seq_idx]))
+        return self.context(seq_idx, visual, int(self.num_tokens[seq_idx]))
 
     def mark_at(self, seq_idx: int, num_tokens: int) -> CacheMark:
         """The mark after the first `num_tokens` tokens of a sequence."""
-        slots = self.slots_in_prompt_order(seq_idx)[:num_tokens]
+        visual = torch.arange(int(self.visual_len[seq_idx]))
+        slots = self.context(seq_idx, visual, num_tokens)
         num_visual = int((slots < self.geometry.visual_capacity).sum())
-        return CacheMark(num_visual, num_tokens - num_visual)
-
-    def _show_all(self, seq_idx: int) -> None:
-        visual_len = int(self.visual_len[seq_idx])
-        self.visible_indices[seq_idx, :, :visual_len] = torch.arange(visual_len, dtype=torch.int32)
-        self.visible_len[seq_idx] = visual_len
+        return CacheMark(num_visual, len(slots) - num_visual, num_tokens)
 
 
 def _int32(*shape: int) -> torch.Tensor:

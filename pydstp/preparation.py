@@ -12,33 +12,40 @@ from pydstp import chat, image
 from pydstp.config import DEFAULT_MAX_NEW_TOKENS, EngineConfig, SamplingParams
 from pydstp.errors import CapacityError, ImageError, OptionError, PromptError
 from pydstp.generation import CancelToken
+from pydstp.image_processors import open_image_processor
+from pydstp.image_tiles import TileProcessor
 from pydstp.models.config import VLMConfig
+from pydstp.selection import Progress, SelectionParams
 from pydstp.sequence import AnswerText, Sequence
 from pydstp.tokenizer import StreamDecoder, Tokenizer
 
 Prompt = str | list[dict[str, Any]]
 
 # What requests need from a checkpoint beside its model; each takes the folder.
-READERS = (Tokenizer.from_checkpoint, chat.ChatTemplate.from_checkpoint,
-           image.ImageProcessor.from_checkpoint)
+READERS = (Tokenizer.from_checkpoint, chat.ChatTemplate.from_checkpoint, open_image_processor)
 
 
 class Preparation:
     """Turns prompts and pictures into `Sequence`s; holds the files of one checkpoint."""
 
     def __init__(self, tokenizer: Tokenizer, template: chat.ChatTemplate,
-                 processor: image.ImageProcessor, model_config: VLMConfig,
+                 processor: image.ImageProcessor | TileProcessor, model_config: VLMConfig,
                  generation_config: dict[str, Any], config: EngineConfig) -> None:
         self.tokenizer = tokenizer
         self._template = template
         self._processor = processor
+        self._marks = chat.PICTURE_MARKS[model_config.model_type]
+        self._num_layers = model_config.text.num_layers
+        self._num_heads = model_config.text.num_heads
         self._max_positions = model_config.text.max_position_embeddings
         self._generation_config = generation_config
         self._config = config
         self._eos_ids = end_tokens(generation_config, tokenizer)
+        self._turn_end = tokenizer.added_tokens.get("<|im_end|>")
 
     def request(self, prompt: Prompt, images: Any, sampling: SamplingParams | None,
-                cancel: CancelToken | None, request_idx: int = 0) -> Sequence:
+                cancel: CancelToken | None, selection: SelectionParams,
+                request_idx: int = 0) -> Sequence:
         """One prepared request.
 
         Raises:
@@ -50,13 +57,17 @@ class Preparation:
         messages, images = chat.to_messages(prompt, as_list(images))
         processed = self.read_images(images)
         encoded = chat.build_prompt(self._template, self.tokenizer, messages,
-                                    [picture.num_tokens for picture in processed])
+                                    [picture.num_tokens for picture in processed], self._marks)
+        progress = Progress(selection)
+        progress.expect(self._num_layers, self._num_heads)
         params = (sampling or SamplingParams()).resolve(self._generation_config)
         seed = secrets.randbits(63) if params.seed is None else params.seed
         seq = Sequence(
             prompt=encoded, images=processed, sampling=params, eos_ids=self._eos_ids,
             draw_key=(seed, request_idx), cancel=cancel or CancelToken(), started=started,
-            answer=AnswerText(StreamDecoder(self.tokenizer), params.stop))
+            answer=AnswerText(StreamDecoder(self.tokenizer), params.stop),
+            progress=progress,
+            instruction_end=last_before(encoded.input_ids, self._turn_end))
         self._fit(seq)
         seq.timings.preprocess_ms = 1e3 * (time.perf_counter() - started)
         return seq
@@ -102,20 +113,21 @@ class Preparation:
         limit = max(min(DEFAULT_MAX_NEW_TOKENS, room), seq.sampling.min_new_tokens)
         seq.sampling = replace(seq.sampling, max_new_tokens=asked or limit)
 
-    def batch(self, prompts: Many[Prompt], images: Any, sampling: Any,
-              cancel: Any) -> list[Sequence]:
+    def batch(self, prompts: Many[Prompt], images: Any, sampling: Any, cancel: Any,
+              selection: list[SelectionParams]) -> list[Sequence]:
         """One prepared request per prompt; an error names the prompt it is about."""
         count = len(prompts)
-        images = _spread("image", images, count, allow_one=False)
+        images = spread("image", images, count, allow_one=False)
         own_params = isinstance(sampling, list | tuple)
-        sampling = _spread("sampling", sampling, count)
-        cancel = _spread("cancel", cancel, count)
+        sampling = spread("sampling", sampling, count)
+        cancel = spread("cancel", cancel, count)
         sequences = []
         for index, prompt in enumerate(prompts):
             try:
                 sequences.append(self.request(prompt, images[index], sampling[index],
-                                              cancel[index], 0 if own_params else index))
-            except (ImageError, PromptError, CapacityError) as error:
+                                              cancel[index], selection[index],
+                                              0 if own_params else index))
+            except (ImageError, PromptError, CapacityError, OptionError) as error:
                 raise type(error)(f"prompt[{index}]: {error}") from error
         return sequences
 
@@ -145,13 +157,20 @@ def end_tokens(generation_config: dict[str, Any], tokenizer: Tokenizer) -> tuple
     return tuple(dict.fromkeys(ids))
 
 
+def last_before(input_ids: list[int], end_id: int | None) -> int:
+    """The index of the token before the last `end_id`; of the last token where there is none."""
+    after = [index for index, token_id in enumerate(input_ids) if token_id == end_id and index]
+    return after[-1] - 1 if after else len(input_ids) - 1
+
+
 def as_list(images: Any) -> list[Any]:
     """None, one picture or several, as a list."""
     images = [] if images is None else images
     return list(images) if isinstance(images, list | tuple) else [images]
 
 
-def _spread(name: str, value: Any, count: int, *, allow_one: bool = True) -> list[Any]:
+def spread(name: str, value: Any, count: int, *, allow_one: bool = True) -> list[Any]:
+    """One value per prompt of a batch, from one for all or a list of them."""
     if value is None:
         return [None] * count
     if not isinstance(value, list | tuple):

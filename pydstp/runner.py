@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from pydstp import ops
+from pydstp.accounting import StepAccount, weight_bytes
 from pydstp.errors import CancelledError, PydstpError
+from pydstp.image_patches import ProcessedImage
 from pydstp.kv_cache import KVCache
 from pydstp.models.layers import Context
 from pydstp.models.plans import DecodePlan, PrefillPlan
-from pydstp.models.qwen3_vl_vision import VisionOutput
+from pydstp.models.qwen3 import DeepStack
+from pydstp.models.visual_tokens import VisionOutput
+from pydstp.prefill import Prefill, Rows
+from pydstp.reserve import SideRows, side_mask
+from pydstp.return_control import ReturnControl
 from pydstp.sequence import Sequence
+from pydstp.shift_control import ShiftControl
 
 
 class Runner:
@@ -24,15 +32,18 @@ class Runner:
         self.model = model
         self.cache = cache
         self.pool = pool
-        self._layers = range(cache.geometry.num_layers)
+        self.num_layers = cache.geometry.num_layers
+        self._shift = ShiftControl(cache)
+        self._returns = ReturnControl(cache, pool)
         self._workspace = ops.attention_workspace(
-            cache.geometry.max_batch, model.config.text.num_heads, cache.visible_indices,
+            cache.geometry.max_batch, cache.geometry.num_heads, cache.visible_indices,
             cache.text[0])
         self._status = torch.zeros(1, dtype=torch.int32)
+        self._weight_bytes = weight_bytes(model.language_model)
 
     def close(self) -> None:
         """Give up the weights, keys and values, whoever still holds the engine or a chat."""
-        self.model = self._workspace = None
+        self.model = self._workspace = self._shift = self._returns = None
         self.cache.close()
 
     def prefill(self, seq: Sequence) -> np.ndarray:
@@ -42,22 +53,45 @@ class Runner:
             [vocab_size] float32: the logits of the first new token.
 
         Raises:
+            OptionError: the pruning method does not fit the model or the reserve mode.
+            PydstpError: the pruning method failed.
+            CapacityError: merged tokens, or the one of swap="merge", do not fit.
             CancelledError: `seq.cancel` was set; rows written until then count as unwritten once
                 the caller rewinds the sequence.
         """
-        decoder, ctx = self.model.language_model, Context(self.pool, seq.cancel.check)
-        input_ids = torch.tensor(seq.prompt.input_ids)
-        grids = [image.grid for image in seq.images]
-        positions, seq.next_position = self.model.positions(input_ids, grids)
-        new_ids, positions = input_ids[seq.num_cached:], positions[:, seq.num_cached:]
-        x, deepstack = self.model.embed(new_ids, self._encode_new_images(seq, ctx))
+        ctx = Context(self.pool, seq.cancel.check)
+        prefill = self._prepare(seq, ctx)
         started = time.perf_counter()
-        x = decoder.forward_layers(
-            x, layers=self._layers, cos_sin=decoder.rotary(positions), cache=self.cache,
-            plan=self._prefill_plan(seq), ctx=ctx, deepstack=deepstack)
-        logits = decoder.logits(x[-1:], ctx)[0].numpy()
+        x = prefill.run()
+        self._shift.begin(seq, prefill)
+        self._returns.begin(seq)
+        logits = self.model.language_model.logits(x, ctx)[0].numpy()
         seq.timings.prefill_ms = 1e3 * (time.perf_counter() - started)
+        if seq.progress.params.reserve_mode == "side":
+            self._finish_reserve(seq, ctx)
+        self._check_status()
         return logits
+
+    def _prepare(self, seq: Sequence, ctx: Context) -> Prefill:
+        """Embed what is new in the prompt and give it its slots."""
+        model, cache = self.model, self.cache
+        input_ids = torch.tensor(seq.prompt.input_ids)
+        positions, seq.next_position = model.positions(input_ids, _grids(seq.images))
+        new_ids, positions = input_ids[seq.num_cached:], positions[..., seq.num_cached:]
+        new = [image for image, (start, _) in zip(seq.images, seq.prompt.image_spans, strict=True)
+               if start >= seq.num_cached]
+        vision = self._encode(new, seq, ctx)
+        x, deepstack = model.embed(new_ids, vision)
+        slots = cache.append(seq.seq_idx, seq.is_visual()[seq.num_cached:]).long()
+        rows = Rows(x, positions, slots, torch.empty(0, dtype=torch.int64), [])
+        if deepstack is not None:
+            rows = replace(rows, visual=deepstack.positions, features=deepstack.features)
+        merge = model.config.vision.spatial_merge_size
+        observed = None if vision is None or vision.attention is None else (
+            vision.attention, vision.keys)
+        return Prefill(model.language_model, cache, seq, rows,
+                       [(height // merge, width // merge) for height, width in _grids(new)],
+                       observed, self._workspace, ctx)
 
     def decode(self, sequences: list[Sequence]) -> np.ndarray:
         """One step: feed each sequence's last token.
@@ -68,23 +102,96 @@ class Runner:
         Raises:
             CancelledError: every one of the sequences was cancelled.
         """
-        decoder, ctx = self.model.language_model, Context(self.pool, _check_all(sequences))
+        cache, ctx = self.cache, Context(self.pool, _check_all(sequences))
         seq_idx = torch.tensor([seq.seq_idx for seq in sequences], dtype=torch.int32)
-        positions = torch.tensor([seq.next_position for seq in sequences]).expand(3, -1)
-        cache = self.cache
-        plan = DecodePlan(
-            seq_idx_rows=seq_idx, slot_idx=cache.append_text_rows(seq_idx.long()),
-            visible_indices=cache.visible_indices, visible_len=cache.visible_len,
-            layer_to_group=cache.layer_to_group, text_len=cache.text_len,
-            workspace=self._workspace, status=self._status)
-        x = decoder.embed(torch.tensor([seq.new_ids[-1] for seq in sequences]))
-        x = decoder.forward_layers(x, layers=self._layers, cos_sin=decoder.rotary(positions),
-                                   cache=cache, plan=plan, ctx=ctx)
-        logits = decoder.logits(x, ctx).numpy()
+        slots = cache.append_text_rows(seq_idx.long())
+        step = StepAccount(cache, self._weight_bytes, sequences)
+        monitored = self._shift.begin_step(sequences)
+        logits = self._forward(sequences, seq_idx, slots, step, ctx, monitored)
+        redone = self._shift.act(sequences, ops.Phase.END, self._finish_reserve, ctx)
+        if redone:
+            rows = [row for row, seq in enumerate(sequences) if seq in redone]
+            step.redo(redone)
+            logits[rows] = self._forward(redone, seq_idx[rows], slots[rows], step, ctx)
+            self._shift.act(redone, ops.Phase.REDONE, self._finish_reserve, ctx)
         self._check_status()
+        step.close()
         for seq in sequences:
             seq.next_position += 1
+            if seq.progress.params.reserve_mode == "deferred":
+                self._advance_reserve(seq, ctx)
         return logits
+
+    def _forward(self, sequences: list[Sequence], seq_idx: torch.Tensor, slots: torch.Tensor,
+                 step: StepAccount, ctx: Context,
+                 monitored: frozenset[int] = frozenset()) -> np.ndarray:
+        """[len(sequences), vocab_size]; stops where a policy acts within the step."""
+        decoder, cache = self.model.language_model, self.cache
+        returns = self._returns.plan(sequences)
+        plan = DecodePlan(
+            returns=returns, seq_idx_rows=seq_idx, slot_idx=slots,
+            visible_indices=cache.visible_indices, visible_len=cache.visible_len,
+            layer_to_group=cache.layer_to_group, text_len=cache.text_len,
+            workspace=self._workspace, status=self._status,
+            monitor=self._shift.monitor, monitored=monitored, queries=self._shift.queries)
+        positions = torch.tensor([seq.next_position for seq in sequences])  # equal on all axes
+        cos_sin = decoder.rotary(positions)
+        x = decoder.embed(torch.tensor([seq.new_ids[-1] for seq in sequences]))
+        start = 0
+        for stop in self._stops(sequences) if monitored else [self.num_layers]:
+            step.read(sequences, range(start, stop))
+            x = decoder.forward_layers(x, layers=range(start, stop), cos_sin=cos_sin, cache=cache,
+                                       plan=plan, ctx=ctx)
+            if monitored:
+                self._shift.act(sequences, ops.Phase.MID, self._finish_reserve, ctx,
+                                after_layer=stop - 1)
+            start = stop
+        if returns is not None:
+            step.read_returned(sequences, returns)
+        return decoder.logits(x, ctx).numpy()
+
+    def _stops(self, sequences: list[Sequence]) -> list[int]:
+        """Layers that begin after a policy has acted, and the end."""
+        last = {seq.progress.early_layer for seq in sequences} - {None}
+        return sorted({layer + 1 for layer in last} | {self.num_layers})
+
+    def _finish_reserve(self, seq: Sequence, ctx: Context) -> None:
+        """Compute what is left of a sequence's reserve."""
+        while self.cache.pending[seq.seq_idx]:
+            self._advance_reserve(seq, ctx)
+
+    def _advance_reserve(self, seq: Sequence, ctx: Context) -> None:
+        """One side pass: keys and values of the next rows of the reserve."""
+        if not self.cache.pending[seq.seq_idx]:
+            return
+        started = time.perf_counter()
+        rows = self.cache.pending[seq.seq_idx][0]
+        self._side_pass(seq.seq_idx, rows, ctx)
+        self.cache.pending[seq.seq_idx].pop(0)
+        self._shift.note_side_run(seq)
+        self._returns.note_side_run(seq, rows)
+        seq.progress.side_passes += 1
+        seq.progress.resident += len(rows)
+        seq.progress.reserve_ms += 1e3 * (time.perf_counter() - started)
+
+    def _side_pass(self, seq_idx: int, rows: SideRows, ctx: Context) -> None:
+        """Rows of the reserve see all that came before them; no row of the main stream sees them.
+
+        Rows that come later are not there yet, so order alone decides.
+        """
+        cache, decoder = self.cache, self.model.language_model
+        order = cache.prompt_order[seq_idx]
+        row_order = order[rows.slots]
+        visual = torch.arange(int(cache.visual_len[seq_idx]))
+        context = cache.context(seq_idx, visual, int(row_order.max()) + 1)
+        plan = PrefillPlan(
+            seq_idx=seq_idx, slot_idx=rows.slots.int(), context_slots=context.int(),
+            seq_idx_rows=torch.full((len(rows),), seq_idx, dtype=torch.int32),
+            mask=side_mask(row_order, order[context]))
+        deepstack = DeepStack(rows.deepstack, torch.arange(len(rows))) if rows.deepstack else None
+        decoder.forward_layers(
+            rows.x, layers=range(rows.first_layer, self.num_layers), plan=plan, ctx=ctx,
+            cos_sin=decoder.rotary(rows.positions), cache=cache, deepstack=deepstack)
 
     def _check_status(self) -> None:
         """Kernels skip what they cannot obey and leave a mark; see `pydstp.ops`."""
@@ -94,24 +201,28 @@ class Runner:
             raise PydstpError(f"cache: expected lists and lengths within its capacities, got "
                               f"status {status} from decode_attention")
 
-    def _encode_new_images(self, seq: Sequence, ctx: Context) -> VisionOutput | None:
-        """Features of the pictures that are not cached yet, None where there are none."""
-        new = [image for image, (start, _) in zip(seq.images, seq.prompt.image_spans, strict=True)
-               if start >= seq.num_cached]
+    def _encode(self, new: list[ProcessedImage], seq: Sequence,
+                ctx: Context) -> VisionOutput | None:
+        """Features of pictures, None where there are none."""
         if not new:
             return None
         started = time.perf_counter()
         patches = torch.cat([image.patches for image in new])
-        vision = self.model.encode_images(patches, [image.grid for image in new], ctx)
+        vision = self.model.encode_images(patches, _grids(new), ctx, observe=_observed_block(seq))
         seq.timings.vision_ms = 1e3 * (time.perf_counter() - started)
         return vision
 
-    def _prefill_plan(self, seq: Sequence) -> PrefillPlan:
-        past = self.cache.slots_in_prompt_order(seq.seq_idx) if seq.num_cached else None
-        slot_idx = self.cache.append(seq.seq_idx, seq.is_visual()[seq.num_cached:])
-        seq_idx_rows = torch.full_like(slot_idx, seq.seq_idx)
-        return PrefillPlan(seq_idx=seq.seq_idx, slot_idx=slot_idx, seq_idx_rows=seq_idx_rows,
-                           past_slots=past)
+
+def _grids(images: list[ProcessedImage]) -> list[tuple[int, int]]:
+    """(height, width) in patches of every picture, or of its tiles."""
+    return [grid for image in images for grid in image.grids]
+
+
+def _observed_block(seq: Sequence) -> int | None:
+    """The block of the vision tower whose attention the pruning method asks for."""
+    pruning = seq.progress.params.pruning
+    needs = pruning.pruner.needs if pruning else frozenset()
+    return pruning.pruner.block if needs & {"vision_attention", "vision_keys"} else None
 
 
 def _check_all(sequences: list[Sequence]) -> Callable[[], None]:

@@ -13,6 +13,7 @@ from pydstp.config import SamplingParams
 from pydstp.generation import CancelToken, Generation, ImageInfo, Timings, TokenLogprob
 from pydstp.image import ProcessedImage
 from pydstp.sampling import sample, token_logprob
+from pydstp.selection import Progress
 from pydstp.tokenizer import StreamDecoder
 
 
@@ -57,7 +58,7 @@ class AnswerText:
         return 0
 
 
-@dataclass
+@dataclass(eq=False)
 class Sequence:
     """A prepared request and its progress.
 
@@ -67,6 +68,8 @@ class Sequence:
         sampling: resolved parameters; max_new_tokens is set.
         eos_ids: tokens that end an answer.
         draw_key: (seed, request index) of the draws.
+        progress: which visual tokens it asked to read, and what came of it.
+        instruction_end: the prompt token that ends the user's words.
         num_cached: leading tokens of the prompt that are in the cache already.
         seq_idx: the cache sequence, None while it waits for one.
         next_position: position of the next token on all axes (not the number of tokens: a
@@ -80,6 +83,8 @@ class Sequence:
     draw_key: tuple[int, int]
     answer: AnswerText
     cancel: CancelToken = field(default_factory=CancelToken)
+    progress: Progress = field(default_factory=Progress)
+    instruction_end: int = 0
     num_cached: int = 0
     seq_idx: int | None = None
     next_position: int = 0
@@ -128,9 +133,11 @@ class Sequence:
             text=text, reasoning=reasoning, token_ids=self.new_ids,
             finish_reason=self.finish_reason, stop_reason=self.stop_reason,
             prompt_tokens=len(self.prompt.input_ids), cached_tokens=self.num_cached,
-            visual_tokens=num_visual, visible_tokens=num_visual, resident_tokens=num_visual,
+            visual_tokens=num_visual, visible_tokens=self.progress.kept,
+            resident_tokens=self.progress.resident,
+            shift=self.progress.report(self.timings.longest_gap_ms),
             images=tuple(ImageInfo(image.original_size, image.resized, image.num_tokens,
-                                   image.shrunk) for image in self.images),
+                                   image.shrunk, image.num_tiles) for image in self.images),
             logprobs=self.logprobs if self.sampling.logprobs is not None else None,
             seed=self.draw_key[0] if self.sampling.temperature else None, timings=self.timings)
 

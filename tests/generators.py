@@ -49,7 +49,7 @@ def in_wider_rows(x: Tensor, extra: int = 5) -> Tensor:
 
 
 class Guarded:
-    """A contiguous tensor of poison with guard elements on both sides.
+    """A contiguous tensor of poison (integers: -1) with guard elements on both sides.
 
     Attributes:
         tensor: what an op writes to.
@@ -61,7 +61,7 @@ class Guarded:
         size = torch.Size(shape).numel()
         self._memory = torch.full((size + 2 * self.MARGIN,), 7.0, dtype=dtype)
         self.tensor = self._memory[self.MARGIN : self.MARGIN + size].view(shape)
-        self.tensor.fill_(float("nan"))
+        self.tensor.fill_(float("nan") if dtype.is_floating_point else -1)
 
     def check(self) -> None:
         """The memory around the tensor is as it was."""

@@ -101,3 +101,44 @@ def decode_attention(
         rows = torch.cat([visual[seq, listed], text[seq, : int(text_len[seq])]])
         out[i] = attend(q[i], rows, scale)
     return out
+
+
+def attention_probs(
+    q: Tensor, visual: Tensor, text: Tensor, *, seq_idx: Tensor, visible_indices: Tensor,
+    visible_len: Tensor, layer_to_group: Tensor, layer_idx: int, text_len: Tensor, scale: float,
+    monitor: object,
+) -> Tensor:
+    """monitor.probs as an attention op leaves it."""
+    probs = monitor.probs.clone()
+    for i, seq in enumerate(seq_idx.tolist()):
+        weight = monitor.layer_weights[seq, layer_idx] if 0 <= seq < len(visual) else 0
+        if weight == 0:
+            continue
+        group = int(layer_to_group[seq, layer_idx])
+        listed = visible_indices[seq, group, : int(visible_len[seq, group])].long()
+        listed = listed[(listed >= 0) & (listed < visual.shape[1])]
+        counts = torch.ones(len(listed), dtype=torch.bool)
+        if monitor.base_mask is not None:
+            counts = monitor.base_mask[seq, listed] != 0
+        in_context = text[seq, : int(text_len[seq])] if monitor.norm[seq] else text[seq, :0]
+        seen = listed if monitor.norm[seq] else listed[counts]
+        k = torch.cat([visual[seq, seen, 0], in_context[:, 0]]).transpose(0, 1)
+        k = k.repeat_interleave(q.shape[1] // k.shape[0], dim=0)  # [num_heads, n, head_dim]
+        shares = ((k @ q[i].unsqueeze(2)).squeeze(2) * scale).softmax(-1, dtype=torch.float32)
+        shares = shares[:, : len(seen)][:, counts] if monitor.norm[seq] else shares
+        used = monitor.head_weights[seq] != 0
+        heads = monitor.head_weights[seq, used] @ shares[used]
+        probs[seq, listed[counts]] += weight * heads
+    return probs
+
+
+def mean_kv(visual: Tensor, *, seq_idx: Tensor, indices: Tensor, index_len: Tensor,
+            dst_slot: Tensor) -> None:
+    """Writes into visual."""
+    for seq in seq_idx.tolist():
+        if not 0 <= seq < len(visual) or not 0 <= dst_slot[seq] < visual.shape[1]:
+            continue
+        listed = indices[seq, : max(0, int(index_len[seq]))].long()
+        listed = listed[(listed >= 0) & (listed < visual.shape[1])]
+        if len(listed):
+            visual[seq, int(dst_slot[seq])] = visual[seq, listed].float().mean(0).to(visual.dtype)

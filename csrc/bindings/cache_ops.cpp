@@ -1,21 +1,12 @@
 // Ops on the KV cache: addresses in, params out.
-#include "bindings/module.h"
+#include "bindings/arena.h"
 #include "common/thread_pool.h"
-#include "kernels/decode_attention.h"
 #include "kernels/gather_kv.h"
+#include "kernels/mean_kv.h"
 #include "kernels/store_kv.h"
 
 namespace pydstp {
 namespace {
-
-// (visual, text, max_batch, visual_capacity, text_capacity, num_kv_heads, head_dim, dtype)
-using ArenaTuple = std::tuple<Address, Address, int64_t, int64_t, int64_t, int64_t, int64_t, int>;
-
-KvArena make_arena(const ArenaTuple& t) {
-  const auto& [visual, text, max_batch, visual_capacity, text_capacity, heads, dim, dtype] = t;
-  return {pointer(visual), pointer(text), max_batch, visual_capacity,
-          text_capacity,   heads,         dim,       DType(dtype)};
-}
 
 void store_kv(ThreadPool& pool, Address k, Address v, const ArenaTuple& arena, Address seq_idx,
               Address slot_idx, Address status, int64_t num_tokens, int64_t k_stride,
@@ -33,17 +24,42 @@ void gather_kv(ThreadPool& pool, const ArenaTuple& arena, Address slots, Address
                 pool);
 }
 
+void mean_kv(ThreadPool& pool, const ArenaTuple& arena, Address seq_idx, Address indices,
+             Address index_len, Address dst_slot, Address status, int64_t batch,
+             int64_t list_capacity) {
+  mean_kv_cpu({make_arena(arena), pointer<int32_t>(seq_idx), pointer<int32_t>(indices),
+               pointer<int32_t>(index_len), pointer<int32_t>(dst_slot), pointer<int32_t>(status),
+               batch, list_capacity},
+              pool);
+}
+
 void decode_attention(ThreadPool& pool, Address q, const ArenaTuple& arena, Address seq_idx,
                       Address visible_indices, Address visible_len, Address layer_to_group,
                       Address text_len, Address workspace, Address status, Address out,
                       int64_t batch, int64_t num_heads, int64_t num_groups, int64_t list_capacity,
-                      int64_t num_layers, int64_t layer_idx, int64_t q_stride, float scale) {
-  decode_attention_cpu(
-      {pointer(q), make_arena(arena), pointer<int32_t>(seq_idx), pointer<int32_t>(visible_indices),
-       pointer<int32_t>(visible_len), pointer<int32_t>(layer_to_group), pointer<int32_t>(text_len),
-       pointer<float>(workspace), pointer<int32_t>(status), pointer(out), batch, num_heads,
-       num_groups, list_capacity, num_layers, layer_idx, q_stride, scale},
-      pool);
+                      int64_t num_layers, int64_t layer_idx, int64_t q_stride, float scale,
+                      const MonitorTuple& monitor) {
+  decode_attention_cpu({pointer(q),
+                        make_arena(arena),
+                        pointer<int32_t>(seq_idx),
+                        pointer<int32_t>(visible_indices),
+                        pointer<int32_t>(visible_len),
+                        pointer<int32_t>(layer_to_group),
+                        pointer<int32_t>(text_len),
+                        pointer<float>(workspace),
+                        pointer<int32_t>(status),
+                        pointer(out),
+                        batch,
+                        num_heads,
+                        num_groups,
+                        list_capacity,
+                        num_layers,
+                        layer_idx,
+                        q_stride,
+                        scale,
+                        make_monitor(monitor),
+                        {}},
+                       pool);
 }
 
 }  // namespace
@@ -52,6 +68,7 @@ void bind_cache_ops(py::module_& m) {
   const py::call_guard<py::gil_scoped_release> no_gil;
   m.def("store_kv", &store_kv, no_gil);
   m.def("gather_kv", &gather_kv, no_gil);
+  m.def("mean_kv", &mean_kv, no_gil);
   m.def("decode_attention", &decode_attention, no_gil);
 }
 

@@ -35,4 +35,6 @@ PYBIND11_MODULE(_C, m) {
   pydstp::bind_runtime(m);
   pydstp::bind_dense_ops(m);
   pydstp::bind_cache_ops(m);
+  pydstp::bind_shift_ops(m);
+  pydstp::bind_return_ops(m);
 }

@@ -16,5 +16,7 @@ T* pointer(Address address) {
 
 void bind_dense_ops(py::module_& m);
 void bind_cache_ops(py::module_& m);
+void bind_shift_ops(py::module_& m);
+void bind_return_ops(py::module_& m);
 
 }  // namespace pydstp

@@ -18,7 +18,14 @@ struct ChunkView {
   int64_t head_dim;
   int64_t kv_begin, num_kv;  // num_kv <= kKvHeadsTogether
   int64_t v_offset;          // from K to V
+  int64_t v_dim;             // columns of V to read: head_dim, or 0 if only scores are wanted
   float scale;
+
+  // For a monitor: whether row i counts (1 or 0; 0 from num_rows on), and how many of a head's
+  // `logits` belong to this chunk.
+  float counts[kAttentionChunk];
+  int64_t num_logits;
+  int64_t logits_stride;  // between heads
 };
 
 // Query heads of the first KV head of a chunk, and where their results go. The next KV head's are
@@ -27,6 +34,7 @@ template <typename T>
 struct QueryHeads {
   const T* q;      // [..., head_dim]
   float* partial;  // [..., head_dim + 2]: the weighted sum of V, the maximum, the sum of p
+  float* logits;   // [..., num_logits]: scores of rows that count, -inf for others; or nullptr
   int64_t group;
 };
 
@@ -40,7 +48,7 @@ static inline void prefetch(const T* p, int64_t n) {
 }
 
 // scores[kv][g][i] = scale * q[kv][g] . k[i][kv]. Rows are the outer loop: memory is read in runs
-// of whole rows, and V is asked for while K is read.
+// of whole rows, and V of these rows and K of the next are asked for while K is read.
 template <typename T, int G>
 static inline void score_rows(const ChunkView<T>& c, const QueryHeads<T>& heads,
                               Scores<G>& scores) {
@@ -51,7 +59,10 @@ static inline void score_rows(const ChunkView<T>& c, const QueryHeads<T>& heads,
       for (int g = 0; g < G; ++g) queries[g] = heads.q + (kv * heads.group + g) * c.head_dim;
       for (int r = 0; r < R; ++r) {  // the last row is repeated instead of reading on
         keys[r] = c.rows[min_of(i + r, c.num_rows - 1)] + (c.kv_begin + kv) * c.head_dim;
-        prefetch(keys[r] + c.v_offset, c.head_dim);
+        prefetch(keys[r] + c.v_offset, c.v_dim);
+        if (i + R + r < c.num_rows) {
+          prefetch(c.rows[i + R + r] + (c.kv_begin + kv) * c.head_dim, c.head_dim);
+        }
       }
       float dots[G][R];
       dot_rows<T, G, R>(queries, keys, c.head_dim, dots);
@@ -60,6 +71,18 @@ static inline void score_rows(const ChunkView<T>& c, const QueryHeads<T>& heads,
           scores[kv][g][i + r] = c.scale * dots[g][r];
         }
     }
+  }
+}
+
+// Leaves one head's scores for the monitor.
+template <typename T>
+static inline void keep_scores(const ChunkView<T>& c, float (&scores)[kAttentionChunk],
+                               float* logits) {
+  for (int i = c.num_rows; i < kAttentionChunk; ++i) scores[i] = -__builtin_inff();
+  for (int64_t i = 0; i < c.num_logits; i += kLanes) {
+    const F32 none = splat(-__builtin_inff());
+    const F32 kept = load(c.counts + i) > 0.0f ? load(scores + i) : none;
+    store_first(logits + i, kept, c.num_logits - i);
   }
 }
 
@@ -118,11 +141,14 @@ static void attend_together(const ChunkView<T>& c, const QueryHeads<T>& heads) {
   score_rows<T, G>(c, heads, scores);
   for (int64_t kv = 0; kv < c.num_kv; ++kv) {
     float* partial = heads.partial + kv * heads.group * (c.head_dim + 2);
+    for (int g = 0; heads.logits && g < G; ++g) {
+      keep_scores(c, scores[kv][g], heads.logits + (kv * heads.group + g) * c.logits_stride);
+    }
     for (int g = 0; g < G; ++g) {
       float* tail = partial + g * (c.head_dim + 2) + c.head_dim;
       exponentiate(scores[kv][g], c.num_rows, tail, tail + 1);
     }
-    weigh_rows<T, G>(c, scores[kv][0], kv, partial);
+    if (c.v_dim) weigh_rows<T, G>(c, scores[kv][0], kv, partial);
   }
 }
 
@@ -134,6 +160,7 @@ static void attend_heads(const ChunkView<T>& c, QueryHeads<T> heads) {
     attend_block(c, heads);
     heads.q += count * c.head_dim;
     heads.partial += count * (c.head_dim + 2);
+    if (heads.logits) heads.logits += count * c.logits_stride;
     left -= count;
   };
   while (left >= 8) attend(attend_together<T, 8>, 8);

@@ -21,12 +21,13 @@ struct Tier {
   KernelTable kernels;
 };
 
-#define PYDSTP_TIER_OF(tier)                                                \
-  Tier {                                                                    \
-    #tier, {                                                                \
-      tier::linear, tier::rms_norm, tier::silu_and_mul, tier::qk_norm_rope, \
-          tier::decode_attention, copy_into_arena, copy_from_arena          \
-    }                                                                       \
+#define PYDSTP_TIER_OF(tier)                                                                     \
+  Tier {                                                                                         \
+    #tier, {                                                                                     \
+      tier::linear, tier::rms_norm, tier::silu_and_mul, tier::qk_norm_rope,                      \
+          tier::decode_attention, copy_into_arena, copy_from_arena, average_rows, detect_shifts, \
+          select_slots, tier::attention_return, tier::sketch_scale, tier::sketch_keys            \
+    }                                                                                            \
   }
 
 #ifdef __x86_64__
@@ -35,7 +36,7 @@ bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_support
 bool has_avx512bf16() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512bf16");
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
 }
 #endif
 
@@ -53,7 +54,12 @@ Tier simt_twins() {
        without_pool<SiluAndMulParams, silu_and_mul_simt>,
        without_pool<QkNormRopeParams, qk_norm_rope_simt>,
        without_pool<DecodeAttentionParams, decode_attention_simt>,
-       without_pool<StoreKvParams, store_kv_simt>, without_pool<GatherKvParams, gather_kv_simt>}};
+       without_pool<StoreKvParams, store_kv_simt>, without_pool<GatherKvParams, gather_kv_simt>,
+       without_pool<MeanKvParams, mean_kv_simt>, without_pool<ShiftDetectParams, shift_detect_simt>,
+       without_pool<ShiftSelectParams, shift_select_simt>,
+       without_pool<AttentionReturnParams, attention_return_simt>,
+       without_pool<SketchScaleParams, sketch_scale_simt>,
+       without_pool<SketchKeysParams, sketch_keys_simt>}};
 }
 #endif
 
@@ -127,5 +133,26 @@ void decode_attention_cpu(const DecodeAttentionParams& p, ThreadPool& pool) {
 
 void store_kv_cpu(const StoreKvParams& p, ThreadPool& pool) { kernels().store_kv(p, pool); }
 void gather_kv_cpu(const GatherKvParams& p, ThreadPool& pool) { kernels().gather_kv(p, pool); }
+void mean_kv_cpu(const MeanKvParams& p, ThreadPool& pool) { kernels().mean_kv(p, pool); }
+
+void shift_detect_cpu(const ShiftDetectParams& p, ThreadPool& pool) {
+  kernels().shift_detect(p, pool);
+}
+
+void shift_select_cpu(const ShiftSelectParams& p, ThreadPool& pool) {
+  kernels().shift_select(p, pool);
+}
+
+void attention_return_cpu(const AttentionReturnParams& p, ThreadPool& pool) {
+  kernels().attention_return(p, pool);
+}
+
+void sketch_scale_cpu(const SketchScaleParams& p, ThreadPool& pool) {
+  kernels().sketch_scale(p, pool);
+}
+
+void sketch_keys_cpu(const SketchKeysParams& p, ThreadPool& pool) {
+  kernels().sketch_keys(p, pool);
+}
 
 }  // namespace pydstp

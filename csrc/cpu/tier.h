@@ -1,11 +1,15 @@
 // The kernels that exist once per instruction set, as one table per tier.
 #pragma once
 
+#include "kernels/attention_return.h"
 #include "kernels/decode_attention.h"
 #include "kernels/gather_kv.h"
+#include "kernels/key_sketch.h"
 #include "kernels/linear.h"
+#include "kernels/mean_kv.h"
 #include "kernels/qk_norm_rope.h"
 #include "kernels/rms_norm.h"
+#include "kernels/shift.h"
 #include "kernels/silu_and_mul.h"
 #include "kernels/store_kv.h"
 
@@ -19,6 +23,12 @@ struct KernelTable {
   void (*decode_attention)(const DecodeAttentionParams&, ThreadPool&);
   void (*store_kv)(const StoreKvParams&, ThreadPool&);
   void (*gather_kv)(const GatherKvParams&, ThreadPool&);
+  void (*mean_kv)(const MeanKvParams&, ThreadPool&);
+  void (*shift_detect)(const ShiftDetectParams&, ThreadPool&);
+  void (*shift_select)(const ShiftSelectParams&, ThreadPool&);
+  void (*attention_return)(const AttentionReturnParams&, ThreadPool&);
+  void (*sketch_scale)(const SketchScaleParams&, ThreadPool&);
+  void (*sketch_keys)(const SketchKeysParams&, ThreadPool&);
 };
 
 #define PYDSTP_DECLARE_TIER(tier)                                          \
@@ -28,6 +38,9 @@ struct KernelTable {
   void silu_and_mul(const SiluAndMulParams& p, ThreadPool& pool);          \
   void qk_norm_rope(const QkNormRopeParams& p, ThreadPool& pool);          \
   void decode_attention(const DecodeAttentionParams& p, ThreadPool& pool); \
+  void attention_return(const AttentionReturnParams& p, ThreadPool& pool); \
+  void sketch_scale(const SketchScaleParams& p, ThreadPool& pool);         \
+  void sketch_keys(const SketchKeysParams& p, ThreadPool& pool);           \
   }
 
 PYDSTP_DECLARE_TIER(portable)
@@ -37,8 +50,11 @@ PYDSTP_DECLARE_TIER(avx512bf16_emulated)
 
 #undef PYDSTP_DECLARE_TIER
 
-// Row copies: the same code for every instruction set.
+// Copies and decisions: the same code for every instruction set.
 void copy_into_arena(const StoreKvParams& p, ThreadPool& pool);
 void copy_from_arena(const GatherKvParams& p, ThreadPool& pool);
+void average_rows(const MeanKvParams& p, ThreadPool& pool);
+void detect_shifts(const ShiftDetectParams& p, ThreadPool& pool);
+void select_slots(const ShiftSelectParams& p, ThreadPool& pool);
 
 }  // namespace pydstp

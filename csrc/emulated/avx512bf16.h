@@ -9,6 +9,7 @@ namespace pydstp {
 namespace avx512bf16_emulated {
 
 typedef float __m512 __attribute__((vector_size(64)));
+typedef int32_t __m512i __attribute__((vector_size(64)));
 typedef uint32_t __m512bh __attribute__((vector_size(64)));  // lane i: elements 2i (low), 2i + 1
 
 static inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
@@ -35,6 +36,16 @@ static inline __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
     const float first = flush_denormal(__builtin_fmaf(odd_a, odd_b, flush_denormal(sum[i])));
     sum[i] = flush_denormal(__builtin_fmaf(even_a, even_b, first));
   }
+  return sum;
+}
+
+// Per lane: sum + four products of unsigned bytes of a with signed bytes of b.
+static inline __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
+  uint8_t codes[64];
+  int8_t weights[64];
+  memcpy(codes, &a, sizeof(codes));
+  memcpy(weights, &b, sizeof(weights));
+  for (int i = 0; i < 64; ++i) sum[i / 4] += codes[i] * weights[i];
   return sum;
 }
 

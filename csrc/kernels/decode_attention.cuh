@@ -2,52 +2,36 @@
 // of its 64 entries alone for all query heads of that KV head and leaves, per head, the weighted
 // sum of V, the maximum and the sum of p in the workspace. Grids cover the capacities; blocks
 // beyond a row's length leave at once. The second has one block per (head, row) and merges chunks.
+//
+// With a monitor, the first also keeps the scores of list entries, the second turns each head's
+// into weighted probabilities, and a third one, a thread per list entry, adds them up over heads.
+//
+// attention_return launches the first again for its returned rows, before the second.
 #pragma once
 
+#include "kernels/attention_monitor.cuh"
+#include "kernels/attention_row.cuh"
 #include "kernels/decode_attention.h"
-#include "kernels/kv_arena.cuh"
 
 namespace pydstp {
 
 constexpr int kAttentionThreads = 128;
 
-// What one row of the batch reads.
-struct AttentionRow {
-  int64_t seq = -1, list_len = 0, text_len = 0;
-  const int32_t* list = nullptr;
-  int32_t status = 0;
-};
-
-PYDSTP_DEVICE int64_t bounded_len(int64_t len, int64_t capacity, int32_t* status) {
-  const int64_t bounded = clamp_to(len, 0, capacity);
-  if (bounded != len) *status |= kBadLength;
-  return bounded;
-}
-
-PYDSTP_DEVICE AttentionRow attention_row(const DecodeAttentionParams& p, int64_t row) {
-  AttentionRow result;
-  const int64_t seq = p.seq_idx[row];
-  if (!is_index(seq, p.arena.max_batch)) {
-    result.status = seq == -1 ? 0 : kBadSequence;
-    return result;
-  }
-  result.seq = seq;
-  result.text_len = bounded_len(p.text_len[seq], p.arena.text_capacity, &result.status);
-  const int64_t group = p.layer_to_group[seq * p.num_layers + p.layer_idx];
-  if (!is_index(group, p.num_groups)) {
-    result.status |= kBadLayer;
-    return result;
-  }
-  const int64_t list_idx = seq * p.num_groups + group;
-  result.list = p.visible_indices + list_idx * p.list_capacity;
-  result.list_len = bounded_len(p.visible_len[list_idx], p.list_capacity, &result.status);
-  return result;
+// The cache row of entry i of a chunk of what a KV head got back.
+template <typename T>
+PYDSTP_DEVICE const T* returned_entry(const DecodeAttentionParams& p, const AttentionRow& row,
+                                      int64_t chunk, int64_t i) {
+  const int64_t list = block_z() * p.arena.num_kv_heads + block_y();
+  const int64_t entry = (chunk - listed_chunks(row)) * kAttentionChunk + i;
+  if (entry >= p.returned.len[list]) return nullptr;
+  return find_row<T>(p.arena, row.seq, p.returned.indices[list * p.returned.capacity + entry]);
 }
 
 // Where the cache row of entry i of a chunk starts, or nullptr if there is none.
 template <typename T>
 PYDSTP_DEVICE const T* attention_entry(const DecodeAttentionParams& p, const AttentionRow& row,
                                        int64_t chunk, int64_t i) {
+  if (p.returned.len) return returned_entry<T>(p, row, chunk, i);
   const int64_t list_chunks = ceil_div(row.list_len, kAttentionChunk);
   if (chunk >= list_chunks) {
     const int64_t slot = (chunk - list_chunks) * kAttentionChunk + i;
@@ -60,12 +44,6 @@ PYDSTP_DEVICE const T* attention_entry(const DecodeAttentionParams& p, const Att
   if (is_index(slot, p.arena.visual_capacity)) return find_row<T>(p.arena, row.seq, slot);
   set_status(p.status, kBadSlot);
   return nullptr;
-}
-
-PYDSTP_DEVICE float* attention_partial(const DecodeAttentionParams& p, int64_t row, int64_t chunk,
-                                       int64_t head) {
-  const int64_t entry = (row * max_attention_chunks(p) + chunk) * p.num_heads + head;
-  return p.workspace + entry * (p.arena.head_dim + 2);
 }
 
 // scores[g][i] = scale * q[g] . k[i], a warp per entry; entries that are none get -inf.
@@ -104,12 +82,11 @@ template <typename T>
 PYDSTP_KERNEL attend_chunk_kernel(DecodeAttentionParams p) {
   PYDSTP_SHARED(const T*, rows);  // [kAttentionChunk], then scores [group, kAttentionChunk]
   float* scores = reinterpret_cast<float*>(rows + kAttentionChunk);
-  const int64_t chunk = block_x(), kv = block_y(), batch_row = block_z();
+  const int64_t kv = block_y(), batch_row = block_z();
   const AttentionRow row = attention_row(p, batch_row);
   if (thread_idx() == 0) set_status(p.status, row.status);
-  const int64_t num_chunks =
-      ceil_div(row.list_len, kAttentionChunk) + ceil_div(row.text_len, kAttentionChunk);
-  if (chunk >= num_chunks) return;  // the whole block
+  const int64_t chunk = block_x() + (p.returned.len ? listed_chunks(row) : 0);
+  if (chunk >= all_chunks(p, row, batch_row)) return;  // the whole block
 
   const int64_t head_dim = p.arena.head_dim, group = p.num_heads / p.arena.num_kv_heads;
   const T* q = static_cast<const T*>(p.q) + batch_row * p.q_stride + kv * group * head_dim;
@@ -119,10 +96,12 @@ PYDSTP_KERNEL attend_chunk_kernel(DecodeAttentionParams p) {
   sync_threads();
   score_entries(p, q, group, kv * head_dim, rows, scores);
   sync_threads();
+  keep_scores(p, row, batch_row, chunk, kv, scores);
   for (int64_t g = warp_idx(); g < group; g += num_warps()) {
     float* tail = attention_partial(p, batch_row, chunk, kv * group + g) + head_dim;
     exponentiate_scores(scores + g * kAttentionChunk, tail, tail + 1);
   }
+  if (!p.out) return;  // the whole block
   sync_threads();
   const int64_t v_offset = (p.arena.num_kv_heads + kv) * head_dim;
   for (int64_t j = thread_idx(); j < group * head_dim; j += num_threads()) {
@@ -137,10 +116,12 @@ PYDSTP_KERNEL attend_chunk_kernel(DecodeAttentionParams p) {
 
 template <typename T>
 PYDSTP_KERNEL merge_chunks_kernel(DecodeAttentionParams p) {
+  PYDSTP_SHARED(float, scratch);  // [num_warps]
   const int64_t head = block_x(), batch_row = block_y(), head_dim = p.arena.head_dim;
   const AttentionRow row = attention_row(p, batch_row);
-  const int64_t num_chunks =
-      ceil_div(row.list_len, kAttentionChunk) + ceil_div(row.text_len, kAttentionChunk);
+  const int64_t num_chunks = all_chunks(p, row, batch_row);
+  weigh_head(p, row, batch_row, head, num_chunks, scratch);
+  if (!p.out) return;  // the whole block
   float maximum = -INFINITY;
   for (int64_t c = 0; c < num_chunks; ++c) {
     maximum = fmaxf(maximum, attention_partial(p, batch_row, c, head)[head_dim]);
@@ -159,16 +140,28 @@ PYDSTP_KERNEL merge_chunks_kernel(DecodeAttentionParams p) {
   }
 }
 
+// The chunks of list and text; with p.returned.len, those of what was returned.
 template <typename T>
-int launch_attention(const DecodeAttentionParams& p, void* stream) {
+int launch_chunks(const DecodeAttentionParams& p, void* stream) {
   const int64_t group = p.num_heads / p.arena.num_kv_heads;
   const int64_t shared_bytes = kAttentionChunk * (sizeof(T*) + group * sizeof(float));
   const Grid chunks{max_attention_chunks(p), p.arena.num_kv_heads, p.batch};
+  return PYDSTP_LAUNCH(attend_chunk_kernel<T>, chunks, kAttentionThreads, shared_bytes, stream, p);
+}
+
+template <typename T>
+int launch_merge(const DecodeAttentionParams& p, void* stream) {
   const Grid heads{p.num_heads, p.batch};
-  const int status =
-      PYDSTP_LAUNCH(attend_chunk_kernel<T>, chunks, kAttentionThreads, shared_bytes, stream, p);
-  if (status != 0) return status;
-  return PYDSTP_LAUNCH(merge_chunks_kernel<T>, heads, kAttentionThreads, 0, stream, p);
+  constexpr int64_t kScratchBytes = kAttentionThreads / kWarpSize * sizeof(float);
+  const int merged =
+      PYDSTP_LAUNCH(merge_chunks_kernel<T>, heads, kAttentionThreads, kScratchBytes, stream, p);
+  return merged != 0 ? merged : launch_add_probs(p, stream);
+}
+
+template <typename T>
+int launch_attention(const DecodeAttentionParams& p, void* stream) {
+  const int status = launch_chunks<T>(p, stream);
+  return status != 0 ? status : launch_merge<T>(p, stream);
 }
 
 inline int launch_decode_attention(const DecodeAttentionParams& p, void* stream) {

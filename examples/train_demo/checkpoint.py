@@ -49,22 +49,26 @@ CHAT_TEMPLATE = """\
 """
 
 
-def build_tokenizer(examples_per_task: int = 400) -> Tokenizer:
-    """A byte-level BPE tokenizer trained on the tasks' own questions and answers."""
+def build_tokenizer(examples_per_task: int = 400, special: tuple[str, ...] = SPECIAL) -> Tokenizer:
+    """A byte-level BPE tokenizer trained on the tasks' own questions and answers.
+
+    `locate` is asked by digit alone here: "with an arrow" stays in pieces, as in what was shipped.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(PRETOKENIZER), behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
-    examples = [make_example(task, seed, "train") for task in TASKS
+    kinds = {"locate": {"kind": "digit"}}
+    examples = [make_example(task, seed, "train", **kinds.get(task, {})) for task in TASKS
                 for seed in range(examples_per_task)]
     texts = [text for example in examples for text in (example.prompt, example.answer)]
     texts += ["system\nYou are a helpful assistant.", "user\n", "assistant\n"] * 20
     trainer = trainers.BpeTrainer(vocab_size=512, min_frequency=5, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in special])
     return tokenizer
 
 
@@ -106,26 +110,30 @@ def build_model(config: Qwen3VLConfig, seed: int) -> Qwen3VLForConditionalGenera
     return model
 
 
-def write_files(folder: Path, tokenizer: Tokenizer) -> None:
+PROCESSOR = {
+    "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True,
+    "image_mean": [0.5] * 3, "image_processor_type": "Qwen2VLImageProcessorFast",
+    "image_std": [0.5] * 3, "merge_size": 2, "patch_size": 16,
+    "processor_class": "Qwen3VLProcessor", "resample": 3, "rescale_factor": 1 / 255,
+    "size": {"shortest_edge": 32 * 32, "longest_edge": 16 * 16 * 1024},
+    "temporal_patch_size": 2}
+
+
+def write_files(folder: Path, tokenizer: Tokenizer, special: tuple[str, ...] = SPECIAL,
+                template: str = CHAT_TEMPLATE, processor: dict = PROCESSOR) -> None:
     """Write tokenizer, templates and processor settings (all but config and weights)."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (folder / "chat_template.jinja").write_text(template)
     added = {str(tokenizer.token_to_id(name)): {
         "content": name, "lstrip": False, "normalized": False, "rstrip": False,
-        "single_word": False, "special": True} for name in SPECIAL}
+        "single_word": False, "special": True} for name in special}
     _write(folder / "tokenizer_config.json", {
         "add_bos_token": False, "add_prefix_space": False, "added_tokens_decoder": added,
         "bos_token": None, "clean_up_tokenization_spaces": False, "eos_token": "<|im_end|>",
         "errors": "replace", "model_max_length": 4096, "pad_token": "<|endoftext|>",
         "split_special_tokens": False, "tokenizer_class": "Qwen2Tokenizer", "unk_token": None})
-    _write(folder / "preprocessor_config.json", {
-        "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True,
-        "image_mean": [0.5] * 3, "image_processor_type": "Qwen2VLImageProcessorFast",
-        "image_std": [0.5] * 3, "merge_size": 2, "patch_size": 16,
-        "processor_class": "Qwen3VLProcessor", "resample": 3, "rescale_factor": 1 / 255,
-        "size": {"shortest_edge": 32 * 32, "longest_edge": 16 * 16 * 1024},
-        "temporal_patch_size": 2})
+    _write(folder / "preprocessor_config.json", processor)
     end, stop = (tokenizer.token_to_id(name) for name in ("<|endoftext|>", "<|im_end|>"))
     _write(folder / "generation_config.json", {
         "do_sample": False, "eos_token_id": [stop, end], "pad_token_id": end,

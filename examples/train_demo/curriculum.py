@@ -4,23 +4,28 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from data import Cells
 
 from pydstp.tasks import Example, make_example
 
 SIDES = (2, 3, 4, 6, 8)  # the longest side of single pictures, level by level
 LARGE = ((9, 6), (6, 10), (9, 8), (7, 10))
-KINDS = (("read", "cell"), ("read", "row"), ("trail", None), ("locate", None), ("haystack", None))
+KINDS = (("read", "cell"), ("read", "row"), ("trail", None), ("locate", "digit"),
+         ("locate", "both"), ("haystack", None))
 SHARES = (  # per level: one share for each of KINDS
-    (0.5, 0.5, 0.0, 0.0, 0.0),
-    (0.2, 0.2, 0.6, 0.0, 0.0),
-    (0.1, 0.1, 0.3, 0.25, 0.25),
-    (0.1, 0.1, 0.3, 0.25, 0.25),
-    (0.08, 0.08, 0.24, 0.4, 0.2),
+    (0.5, 0.5, 0.0, 0.0, 0.0, 0.0),
+    (0.2, 0.2, 0.6, 0.0, 0.0, 0.0),
+    (0.1, 0.1, 0.3, 0.25, 0.0, 0.25),
+    (0.1, 0.1, 0.3, 0.25, 0.0, 0.25),
+    (0.08, 0.08, 0.24, 0.15, 0.25, 0.2),
 )
-FIRST_LESSONS = (0.05, 0.05, 0.1, 0.4, 0.4)  # on the last level, until the first two are over
-# The two harder tasks have lessons of their own: the longest side of their pictures.
-LESSONS = {"locate": (2, 3, 4, 6, 8), "haystack": (2, 3, 4, 5)}
-FIRST = {("locate", 0): {"hits": 1}, ("haystack", 0): {"kind": "border"}}
+# On the last level: until the first two lessons of `locate` and `haystack` are over, and then until
+# those of "both" are.
+FIRST_LESSONS = (0.05, 0.05, 0.1, 0.4, 0.0, 0.4)
+THEN = (0.06, 0.06, 0.18, 0.15, 0.4, 0.15)
+# The harder questions have lessons of their own: the longest side of their pictures.
+LESSONS = {"locate": (2, 3, 4, 6, 8), "haystack": (2, 3, 4, 5), "both": (2, 3, 4, 6, 8)}
+FIRST = {("locate", 0): {"hits": 1}, ("haystack", 0): {"kind": "border"}, ("both", 0): {"hits": 1}}
 
 
 @dataclass
@@ -49,25 +54,33 @@ class Curriculum:
                 self.exact[task] = 0.0
         return before != (self.level, *self.lessons.values())
 
-    def draw(self, rng: np.random.Generator, step: int, batch: int) -> list[list[Example]]:
-        """Examples of one step: up to three groups, each with pictures of one size."""
+    def draw(self, rng: np.random.Generator, step: int, batch: int,
+             style: Cells = Cells()) -> list[list[Example]]:
+        """Examples of one step: up to four groups, each with pictures of one size."""
         options = {"read": self._single(rng, SIDES[self.level])}
         options["trail"] = options["read"]
-        options["locate"] = self._single(rng, LESSONS["locate"][self.lessons["locate"]])
+        for name in ("locate", "both"):
+            options[name] = self._single(rng, LESSONS[name][self.lessons[name]])
         options["haystack"] = self._several(rng)
         counts = rng.multinomial(batch, self._shares())
-        groups: dict[str, list[Example]] = {"trail": [], "locate": [], "haystack": []}
+        groups: dict[str, list[Example]] = {"trail": [], **{name: [] for name in LESSONS}}
         for index, kind in enumerate(np.repeat(np.arange(len(KINDS)), counts)):
             task, what = KINDS[kind]
-            more = {"kind": what} if what else FIRST.get((task, self.lessons.get(task)), {})
-            example = make_example(task, step * batch + index, "train", **options[task], **more)
-            groups["trail" if task == "read" else task].append(example)
+            name = what if what in LESSONS else task
+            more = {"kind": what} if what else {}
+            more |= FIRST.get((name, self.lessons.get(name)), {})
+            size = options[name] | style.size(options[name]["rows"], options[name]["cols"])
+            example = make_example(task, step * batch + index, "train", **size, **more)
+            groups["trail" if name == "read" else name].append(example)
         return [group for group in groups.values() if group]
 
     def _shares(self) -> tuple[float, ...]:
         """How much of each of KINDS a step has."""
-        begun = self.level < len(SIDES) - 1 or min(self.lessons.values()) >= 2
-        return SHARES[self.level] if begun else FIRST_LESSONS
+        if self.level < len(SIDES) - 1:
+            return SHARES[self.level]
+        if min(self.lessons["locate"], self.lessons["haystack"]) < 2:
+            return FIRST_LESSONS
+        return THEN if self.lessons["both"] < 2 else SHARES[-1]
 
     def _single(self, rng: np.random.Generator, side: int) -> dict:
         """Rows and columns of single pictures."""
@@ -88,9 +101,9 @@ class Curriculum:
         return {"rows": rows, "cols": cols, "num_images": count}
 
 
-def draw_vision(rng: np.random.Generator, step: int) -> list[Example]:
+def draw_vision(rng: np.random.Generator, step: int, style: Cells = Cells()) -> list[Example]:
     """Pictures for the vision warm-up: every size, borders and stars; about 400 cells."""
     rows, cols = int(rng.integers(2, 10)), int(rng.integers(2, 11))
     count = max(4, min(32, 400 // (rows * cols)))
-    return [make_example("haystack", step * 32 + index, "train", rows=rows, cols=cols,
+    return [make_example("haystack", step * 32 + index, "train", **style.size(rows, cols),
                          num_images=2) for index in range(count // 2)]

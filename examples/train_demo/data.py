@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import jinja2
 import numpy as np
@@ -13,7 +14,6 @@ from pydstp.tasks import Example
 from pydstp.tasks.draw import BORDERS, STAR, Grid
 from pydstp.tasks.read import ask
 
-_TEMPLATE = jinja2.Environment().from_string(CHAT_TEMPLATE)
 IGNORED = -100
 # What a visual token should know about its cell and picture, with the number of classes.
 FACTS = {"digit": 10, "arrow": 4, "row": 9, "col": 10, "border": 6, "star": 2, "mark": 7}
@@ -26,24 +26,51 @@ class Batch:
     input_ids: torch.Tensor  # [batch, length], right-padded
     labels: torch.Tensor  # [batch, length], IGNORED outside the answers
     types: torch.Tensor  # [batch, length], 1 at image tokens
-    patches: torch.Tensor  # [num_patches, 3 * 16 * 16], both temporal slices are this
+    patches: torch.Tensor  # [num_patches, 3 * 16 * 16], both temporal slices are this; or tiles
     grid_thw: torch.Tensor  # [num_images, 3]
-    tasks: list[str]
+    tasks: list[str]  # "both" for `locate` by digit and arrow
     facts: torch.Tensor  # [num_visual_tokens, len(FACTS)], what each cell shows
 
 
-def render_prompt(num_images: int, prompt: str) -> str:
+def render_prompt(num_images: int, prompt: str, template: str = CHAT_TEMPLATE) -> str:
     """The user turn with the images first, and the opening of the answer."""
     content = [{"type": "image"}] * num_images + [{"type": "text", "text": prompt}]
     messages = [{"role": "user", "content": content}]
-    return _TEMPLATE.render(messages=messages, add_generation_prompt=True)
+    return _compiled(template).render(messages=messages, add_generation_prompt=True)
 
 
-def encode(tokenizer: Tokenizer, example: Example,
-           more: list[tuple[str, str]] = ()) -> tuple[list[int], list[int]]:
+@cache
+def _compiled(template: str) -> jinja2.Template:
+    return jinja2.Environment().from_string(template)
+
+
+class Cells:
+    """Pictures as Qwen3-VL reads them: one visual token per cell."""
+
+    image_token = "<|image_pad|>"
+
+    def prompt(self, example: Example) -> str:
+        """What the template writes, with all visual tokens."""
+        cells = self.image_token * (example.meta["rows"] * example.meta["cols"])
+        return render_prompt(len(example.images), example.prompt).replace(self.image_token, cells)
+
+    def pixels(self, images: list) -> torch.Tensor:
+        """The pictures of a batch as the model takes them."""
+        return to_patches(images)
+
+    def facts(self, examples: list[Example]) -> torch.Tensor:
+        """The classes of FACTS for every visual token."""
+        return cell_facts(examples)
+
+    def size(self, rows: int, cols: int) -> dict[str, int]:
+        """The size to draw where this one was thrown."""
+        return {"rows": rows, "cols": cols}
+
+
+def encode(tokenizer: Tokenizer, example: Example, more: list[tuple[str, str]] = (),
+           style: Cells = Cells()) -> tuple[list[int], list[int]]:
     """Token ids and labels of a chat; `more` holds further questions and answers."""
-    cells = "<|image_pad|>" * (example.meta["rows"] * example.meta["cols"])
-    prompt = render_prompt(len(example.images), example.prompt).replace("<|image_pad|>", cells)
+    prompt = style.prompt(example)
     pieces = [(prompt, example.answer + "<|im_end|>")]
     pieces += [("\n" + render_prompt(0, question), answer + "<|im_end|>")
                for question, answer in more]
@@ -72,8 +99,12 @@ def to_patches(images: list) -> torch.Tensor:
     return blocks.float() / 127.5 - 1
 
 
-def cell_facts(examples: list[Example]) -> torch.Tensor:
-    """The classes of FACTS for every cell of every picture, [num_visual_tokens, len(FACTS)]."""
+def cell_facts(examples: list[Example], side: int | None = None) -> torch.Tensor:
+    """The classes of FACTS for every cell of every picture, [num_visual_tokens, len(FACTS)].
+
+    side: visual tokens of a row and of a column, where they are not the cells; a token then tells
+    of the cell that its middle is in.
+    """
     tables = []
     for shown in (grid for example in examples for grid in example.meta["grids"]):
         digits, marks = np.array(shown["digits"]), np.array(shown["marks"])
@@ -81,15 +112,20 @@ def cell_facts(examples: list[Example]) -> torch.Tensor:
         border = 0 if shown["border"] is None else 1 + tuple(BORDERS).index(shown["border"])
         whole = [np.full(digits.shape, value) for value in (border, int((marks == STAR).any()))]
         columns = [digits, np.array(shown["arrows"]), row, col, *whole, marks]
-        tables.append(np.stack([column.ravel() for column in columns], 1))
+        table = np.stack(columns, -1)
+        if side is not None:
+            middle = (np.arange(side) + 0.5) / side
+            rows, cols = ((middle * count).astype(int) for count in digits.shape)
+            table = table[rows][:, cols]
+        tables.append(table.reshape(-1, len(FACTS)))
     return torch.from_numpy(np.concatenate(tables))
 
 
 def collate(tokenizer: Tokenizer, examples: list[Example],
-            more: list[list[tuple[str, str]]] | None = None) -> Batch:
+            more: list[list[tuple[str, str]]] | None = None, style: Cells = Cells()) -> Batch:
     """Pad examples whose pictures have one size into a batch."""
-    pad, image = (tokenizer.token_to_id(name) for name in ("<|endoftext|>", "<|image_pad|>"))
-    encoded = [encode(tokenizer, example, extra)
+    pad, image = (tokenizer.token_to_id(name) for name in ("<|endoftext|>", style.image_token))
+    encoded = [encode(tokenizer, example, extra, style)
                for example, extra in zip(examples, more or [()] * len(examples))]
     length = max(len(ids) for ids, _ in encoded)
     input_ids = torch.full((len(examples), length), pad)
@@ -100,5 +136,6 @@ def collate(tokenizer: Tokenizer, examples: list[Example],
     images = [picture for example in examples for picture in example.images]
     width, height = images[0].size
     grid_thw = torch.tensor([[1, height // 16, width // 16]]).repeat(len(images), 1)
-    return Batch(input_ids, labels, (input_ids == image).int(), to_patches(images), grid_thw,
-                 [example.task for example in examples], cell_facts(examples))
+    tasks = ["both" if example.meta["kind"] == "both" else example.task for example in examples]
+    return Batch(input_ids, labels, (input_ids == image).int(), style.pixels(images), grid_thw,
+                 tasks, style.facts(examples))

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from data import Batch, collate
+from families import use_fast_patches
 from tokenizers import Tokenizer
 from torch.nn import functional
-from train import answer_losses, use_fast_patches
+from train import answer_losses
 from transformers import AttentionInterface, Qwen3VLForConditionalGeneration
 from transformers import __version__ as transformers_version
 
@@ -136,7 +137,7 @@ def accuracy(model, tokenizer: Tokenizer, count: int, split: str) -> dict:
 def beyond(model, tokenizer: Tokenizer, count: int, split: str) -> dict:
     """Questions that the checkpoint was taught little or nothing of."""
     runs = {"locate, two hits": ("locate", {"hits": 2}),
-            "locate, digit and arrow": ("locate", {"kind": "both"}),
+            "locate, digit alone": ("locate", {"kind": "digit"}),
             "haystack, pictures of 8 x 8": ("haystack", {"rows": 8, "cols": 8})}
     return {name: summary(exact(model, tokenizer, [make_example(task, seed, split, **options)
                                                    for seed in range(count)]))
@@ -157,14 +158,15 @@ def masking(model, tokenizer: Tokenizer, count: int, split: str) -> dict:
     """Accuracy with 2/3 of the visual tokens hidden at random in layers >= 1."""
     runs = {"read cell": ("read", {"kind": "cell"}), "read row": ("read", {"kind": "row"}),
             "trail 3 steps": ("trail", {"steps": 3}), "trail 6 steps": ("trail", {"steps": 6}),
-            "locate": ("locate", {})}
+            "locate": ("locate", {"hits": 1}),
+            "locate, digit alone": ("locate", {"hits": 1, "kind": "digit"})}
     table = {}
     for name, (task, options) in runs.items():
         examples = [make_example(task, seed, split, rows=8, cols=8, **options)
                     for seed in range(count)]
         table[name] = {"full": summary(exact(model, tokenizer, examples))}
         for keep in ("none", "start", "asked"):
-            if keep == "none" or examples[0].task in ("read", "trail"):
+            if keep != "start" or examples[0].task in ("read", "trail"):
                 right = exact(model, tokenizer, examples, 1 / 3, keep)
                 table[name][f"1/3 kept, {keep} forced"] = summary(right)
         print(name, {key: value["accuracy"] for key, value in table[name].items()}, flush=True)

@@ -15,23 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from checkpoint import build_config, build_model, build_tokenizer, write_files
 from curriculum import Curriculum, draw_vision
 from data import FACTS, IGNORED, Batch, collate, follow_up
+from families import FAMILIES
 from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional
-
-
-def use_fast_patches(model) -> None:
-    """Still pictures repeat one frame: sum both temporal halves of the kernel, skip the conv."""
-    layer = model.model.visual.patch_embed
-
-    def forward(patches: torch.Tensor) -> torch.Tensor:
-        weight = layer.proj.weight.sum(2).flatten(1)
-        return functional.linear(patches, weight, layer.proj.bias)
-
-    layer.forward = forward
 
 
 def fact_loss(heads: nn.Linear, tokens: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
@@ -40,12 +29,10 @@ def fact_loss(heads: nn.Linear, tokens: torch.Tensor, facts: torch.Tensor) -> to
     return sum(functional.cross_entropy(guess, fact) for guess, fact in zip(guesses, facts.T))
 
 
-def answer_losses(model, batch: Batch) -> tuple[torch.Tensor, ...]:
+def answer_losses(model, batch: Batch, family=FAMILIES["qwen3_vl"]) -> tuple[torch.Tensor, ...]:
     """Per answer token [n]: loss, is the likeliest token right, row; and visual tokens [m, h]."""
-    seen = model.model.get_image_features(batch.patches, batch.grid_thw, return_dict=True)
-    hidden = model.model(input_ids=batch.input_ids, mm_token_type_ids=batch.types,
-                         mm_encoder_outputs={"image": seen}, image_grid_thw=batch.grid_thw,
-                         use_cache=False).last_hidden_state
+    seen = family.see(model, batch)
+    hidden = family.hidden(model, batch, seen)
     target = batch.labels[:, 1:]
     row, column = torch.nonzero(target != IGNORED, as_tuple=True)
     logits = model.lm_head(hidden[row, column])
@@ -54,7 +41,7 @@ def answer_losses(model, batch: Batch) -> tuple[torch.Tensor, ...]:
     return losses, logits.argmax(-1) == wanted, row, torch.cat(list(seen.pooler_output))
 
 
-def train_step(model, heads, tokenizer, groups: list, rng: np.random.Generator) -> dict:
+def train_step(model, heads, tokenizer, groups: list, rng: np.random.Generator, family) -> dict:
     """Accumulate gradients over the groups; return loss and exactness of every example."""
     total = sum(len(group) for group in groups)
     log = {}
@@ -62,8 +49,8 @@ def train_step(model, heads, tokenizer, groups: list, rng: np.random.Generator) 
         chat = len(group[0].images) == 1 and len(groups) > 1
         more = [follow_up(rng, example) if chat and rng.random() < 0.1 else []
                 for example in group]
-        batch = collate(tokenizer, group, more)
-        losses, right, row, tokens = answer_losses(model, batch)
+        batch = collate(tokenizer, group, more, family)
+        losses, right, row, tokens = answer_losses(model, batch, family)
         count = torch.bincount(row, minlength=len(group)).float()
         weight = count.rsqrt()[row]  # long answers count more, but not in proportion
         seen = 0.2 * len(group) * fact_loss(heads, tokens, batch.facts)
@@ -75,10 +62,10 @@ def train_step(model, heads, tokenizer, groups: list, rng: np.random.Generator) 
     return log
 
 
-def vision_step(model, heads, tokenizer, rng: np.random.Generator, step: int) -> dict:
+def vision_step(model, heads, tokenizer, rng: np.random.Generator, step: int, family) -> dict:
     """One step of the vision warm-up."""
-    batch = collate(tokenizer, draw_vision(rng, step))
-    tokens = model.model.visual(batch.patches, grid_thw=batch.grid_thw).pooler_output
+    batch = collate(tokenizer, draw_vision(rng, step, family), style=family)
+    tokens = torch.cat(list(family.see(model, batch).pooler_output))
     loss = fact_loss(heads, tokens, batch.facts)
     loss.backward()
     return {"vision": [(loss.item(), 0.0)]}
@@ -87,7 +74,7 @@ def vision_step(model, heads, tokenizer, rng: np.random.Generator, step: int) ->
 def learning_rate(step: int, args: argparse.Namespace) -> float:
     """Warm up (again after the vision phase), hold, then fall along a cosine."""
     since = step if step < args.vision_steps else step - args.vision_steps
-    share = (step / args.steps - (1 - args.decay)) / args.decay
+    share = (step - args.hold) / (args.steps - args.hold)
     fall = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, share))))
     return args.lr * min(1.0, (since + 1) / 50) * (0.01 + 0.99 * fall)
 
@@ -97,14 +84,15 @@ class Trainer:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.step, self.seconds, self.curriculum = args, 0, 0.0, Curriculum()
+        self.family = FAMILIES[args.family]
         file = args.out / "checkpoint" / "tokenizer.json"
-        self.tokenizer = Tokenizer.from_file(str(file)) if file.exists() else build_tokenizer()
-        self.model = build_model(build_config(self.tokenizer), args.seed)
+        known = file.exists()
+        self.tokenizer = Tokenizer.from_file(str(file)) if known else self.family.tokenizer()
+        self.model = self.family.model(self.tokenizer, args.seed)
         self.heads = nn.Linear(self.model.config.text_config.hidden_size, sum(FACTS.values()))
         self.weights = [*self.model.parameters(), *self.heads.parameters()]
         self.optimizer = torch.optim.AdamW(self.weights, args.lr, betas=(0.9, 0.98),
                                            weight_decay=0.01)
-        use_fast_patches(self.model)
         if (args.out / "state.pt").exists():
             self.resume(torch.load(args.out / "state.pt"))
 
@@ -119,7 +107,7 @@ class Trainer:
         """Write the checkpoint directory and, beside it, what is needed to resume."""
         folder = self.args.out / "checkpoint"
         self.model.save_pretrained(folder)
-        write_files(folder, self.tokenizer)
+        self.family.write_files(folder, self.tokenizer)
         state = {name: getattr(self, name).state_dict() for name in ("model", "heads", "optimizer")}
         state |= {"step": self.step, "seconds": self.seconds,
                   "curriculum": asdict(self.curriculum)}
@@ -132,10 +120,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.args)
         if self.step < self.args.vision_steps:
-            log = vision_step(self.model, self.heads, self.tokenizer, rng, self.step)
+            log = vision_step(self.model, self.heads, self.tokenizer, rng, self.step,
+                              self.family)
         else:
-            groups = self.curriculum.draw(rng, self.step, self.args.batch)
-            log = train_step(self.model, self.heads, self.tokenizer, groups, rng)
+            groups = self.curriculum.draw(rng, self.step, self.args.batch, self.family)
+            log = train_step(self.model, self.heads, self.tokenizer, groups, rng, self.family)
             for task, values in log.items():
                 self.curriculum.record(task, float(np.mean(values, 0)[1]))
             if self.curriculum.maybe_rise():
@@ -176,9 +165,10 @@ def main() -> None:
     """Parse the options and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--family", choices=tuple(FAMILIES), default="qwen3_vl")
     parser.add_argument("--steps", type=int, default=4700)
     parser.add_argument("--vision-steps", type=int, default=300)
-    parser.add_argument("--decay", type=float, default=0.4, help="share of steps that lr falls")
+    parser.add_argument("--hold", type=int, default=2820, help="step from which the rate falls")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)

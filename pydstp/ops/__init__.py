@@ -13,8 +13,16 @@ range. With `check_indices=True` the same is an `OptionError` before anything ru
 Only this package touches the native module.
 """
 
-from pydstp.ops.cache import attention_workspace, decode_attention, gather_kv, store_kv
+from pydstp.ops.attention import (
+    Monitor,
+    attention_probs,
+    attention_workspace,
+    decode_attention,
+    monitor_workspace,
+)
+from pydstp.ops.cache import gather_kv, mean_kv, store_kv
 from pydstp.ops.dense import linear, qk_norm_rope, rms_norm, silu_and_mul
+from pydstp.ops.returning import attention_with_return, return_workspace
 from pydstp.ops.runtime import (
     ThreadPool,
     available_isas,
@@ -23,9 +31,42 @@ from pydstp.ops.runtime import (
     set_isa,
     set_simt_seed,
 )
+from pydstp.ops.shift import (
+    Action,
+    Applies,
+    Mode,
+    Outcome,
+    Phase,
+    PolicyFloat,
+    PolicyWord,
+    Retrigger,
+    ShiftState,
+    StateWord,
+    Swap,
+    Trigger,
+    shift_detect,
+    shift_select,
+)
+from pydstp.ops.sketch import KeySketch, sketch_keys, sketch_scale
 
 __all__ = [
+    "Action",
+    "Applies",
+    "KeySketch",
+    "Mode",
+    "Monitor",
+    "Outcome",
+    "Phase",
+    "PolicyFloat",
+    "PolicyWord",
+    "Retrigger",
+    "ShiftState",
+    "StateWord",
+    "Swap",
     "ThreadPool",
+    "Trigger",
+    "attention_probs",
+    "attention_with_return",
     "attention_workspace",
     "available_isas",
     "cpu_features",
@@ -33,10 +74,17 @@ __all__ = [
     "decode_attention",
     "gather_kv",
     "linear",
+    "mean_kv",
+    "monitor_workspace",
     "qk_norm_rope",
+    "return_workspace",
     "rms_norm",
     "set_isa",
     "set_simt_seed",
+    "shift_detect",
+    "shift_select",
     "silu_and_mul",
+    "sketch_keys",
+    "sketch_scale",
     "store_kv",
 ]

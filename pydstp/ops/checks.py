@@ -68,6 +68,15 @@ def check_rank(tensor: Tensor, name: str, dims: Sequence[str]) -> None:
         raise OptionError(f"{name}: expected shape {expected}, got {list(tensor.shape)}")
 
 
+def check_batch(seq_idx: Tensor, max_batch: int) -> int:
+    """The length of seq_idx, at most max_batch."""
+    check_rank(seq_idx, "seq_idx", ("batch",))
+    batch = seq_idx.shape[0]
+    if batch > max_batch:
+        raise OptionError(f"seq_idx: expected at most max_batch = {max_batch} rows, got {batch}")
+    return batch
+
+
 def check_index_range(indices: Tensor, name: str, low: int, high: int) -> None:
     """Every element in [low, high)."""
     bad = (indices < low) | (indices >= high)

@@ -8,14 +8,23 @@ from .grid import Example, cell_name, choose_size, finish, random_grid
 
 KINDS = ("digit", "both")
 MAX_HITS = 4
+DECOYS = 0.25  # share of the other cells that show the digit with another arrow
 
 
 def thin_out(rng: np.random.Generator, grid: Grid, digit: int, arrow: int | None,
              hits: int) -> None:
-    """Change digits until exactly `hits` cells match the digit (and the arrow, if given)."""
-    wanted = np.ones(grid.digits.shape, bool) if arrow is None else grid.arrows == arrow
+    """Change cells until exactly `hits` match the digit (and the arrow, if given).
+
+    With an arrow, some of the others show the digit too, so that neither alone gives the answer.
+    """
+    shape = grid.digits.shape
+    if arrow is not None:
+        decoy = rng.random(shape) < DECOYS
+        grid.digits[decoy] = digit
+        grid.arrows[decoy] = ((arrow + rng.integers(1, 4, shape)) % 4)[decoy]
+    wanted = np.ones(shape, bool) if arrow is None else grid.arrows == arrow
     match = wanted & (grid.digits == digit)
-    others = (digit + rng.integers(1, 10, grid.digits.shape)) % 10
+    others = (digit + rng.integers(1, 10, shape)) % 10
     grid.digits[match] = others[match]
     chosen = rng.permutation(grid.digits.size)[:hits]
     grid.digits.flat[chosen] = digit
@@ -35,11 +44,12 @@ def make(rng: np.random.Generator, seed: int, rows: int | None = None, cols: int
          kind: str | None = None, hits: int | None = None) -> Example:
     """One example; `kind` is "digit" or "both" (digit and arrow), `hits` is 0..4.
 
-    By default a digit with one hit, or none in a fifth of the examples: the embedded checkpoint
-    was taught no more than that.
+    By default digit and arrow with one hit, or none in a fifth of the examples: more hits the
+    embedded checkpoint was not taught. Two words name what is sought, so it is looked up behind
+    the first layer; a digit alone is one token and is found in the first.
     """
     rows, cols = choose_size(rng, rows, cols)
-    kind = kind or "digit"
+    kind = kind or "both"
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {KINDS}, got {kind!r}")
     limit = min(MAX_HITS, rows * cols)

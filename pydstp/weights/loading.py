@@ -105,7 +105,9 @@ def plan_loading(checkpoint: Checkpoint, config: VLMConfig) -> LoadingPlan:
     places = {p.name: p for p in name_map.placements(config, names, parameters, shapes)}
     tensors = [(found[name], place) for name, place in places.items() if name in found]
     if not refused:
-        problems += _differences(places, found, names) + _wrong_shapes(tensors)
+        differences = _differences(places, found, names)
+        mixed = differences and _mixed_formats(config, set(places), parameters, found)
+        problems += (mixed or differences) + _wrong_shapes(tensors)
     return LoadingPlan(model, tensors, refused or problems, bool(refused), is_tied)
 
 
@@ -153,12 +155,26 @@ def _differences(places: Iterable[str], found: dict[str, TensorInfo],
                  names: NameMap) -> list[str]:
     problems = []
     if missing := set(places) - found.keys():
-        published = (names.published + name for name in missing)
+        published = (name_map.published(name, names) for name in missing)
         problems.append(f"{len(missing)} tensors are missing: {some(published)}")
     if extra := found.keys() - set(places):
         left_over = (found[name].name for name in extra)
         problems.append(f"{len(extra)} tensors have no place in the model: {some(left_over)}")
     return problems
+
+
+def _mixed_formats(config: VLMConfig, own: set[str], parameters: dict[str, tuple[int, ...]],
+                   found: dict[str, TensorInfo]) -> list[str]:
+    """Whether tensors have names of another format, as where shards of two were mixed."""
+    for kind, other in NAME_MAPS.items():
+        known = {place.name for place in name_map.placements(config, other, parameters, {})}
+        foreign = {info.name for name, info in found.items()
+                   if name not in own and name_map.normalise(info.name, other) in known}
+        if foreign:
+            return [f"{len(foreign)} tensors have the names of {kind!r} files, and config.json "
+                    f"says {config.model_type!r}; expected the files of one checkpoint, got "
+                    f"{some(foreign)}"]
+    return []
 
 
 def _wrong_shapes(tensors: list[tuple[TensorInfo, Placement]]) -> list[str]:

@@ -21,7 +21,11 @@ PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that an engine takes. workspace: activations of the longest prompt, at their peak."""
+    """Bytes that an engine takes.
+
+    workspace: activations of the longest prompt, at their peak, and what pruned tokens of all
+    sequences leave behind so that they can come back.
+    """
 
     weights_bytes: int
     cache_bytes: int
@@ -33,15 +37,16 @@ class MemoryEstimate:
 
 
 def estimate_memory(checkpoint: Checkpoint, config: VLMConfig, dtype: torch.dtype,
-                    cache_bytes: int, *, max_visual_tokens: int = 4096,
+                    cache_bytes: int, *, max_batch: int = 4, max_visual_tokens: int = 4096,
                     max_text_tokens: int = 4096) -> MemoryEstimate:
     """Memory of one engine, from headers and sizes alone.
 
     cache_bytes: keys and values of all sequences. The token limits are those of one sequence.
     """
+    reserve = _reserve_row_bytes(config, dtype) * max_batch * max_visual_tokens
     decoder = _decoder_row_bytes(config, dtype) * (max_visual_tokens + max_text_tokens)
     tower = _tower_row_bytes(config) * max_visual_tokens * config.vision.merge_unit
-    workspace = max(decoder, tower) + 4 * config.text.vocab_size + LIBRARY_BYTES
+    workspace = max(decoder, tower) + reserve + 4 * config.text.vocab_size + LIBRARY_BYTES
     weights = num_parameters(checkpoint) * dtype.itemsize
     return MemoryEstimate(weights, min(cache_bytes, MAX_BYTES), min(workspace, MAX_BYTES))
 
@@ -81,6 +86,13 @@ def _decoder_row_bytes(config: VLMConfig, dtype: torch.dtype) -> int:
     row = (3 + features) * text.hidden_size + max(mlp, attention)
     in_float32 = 0 if dtype == torch.float32 else 2 * text.num_heads * text.head_dim
     return row * dtype.itemsize + 4 * (in_float32 + text.hidden_size)
+
+
+def _reserve_row_bytes(config: VLMConfig, dtype: torch.dtype) -> int:
+    """Bytes beside its keys and values of a visual token that may come back: its hidden state and
+    DeepStack features while it waits, its scores, its places in lists (at most 16 words)."""
+    rows = 1 + len(config.vision.deepstack_visual_indexes)
+    return rows * config.text.hidden_size * dtype.itemsize + 4 * (config.text.num_heads + 16)
 
 
 def _tower_row_bytes(config: VLMConfig) -> int:

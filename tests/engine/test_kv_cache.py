@@ -7,7 +7,7 @@ from pydstp.errors import CapacityError
 from pydstp.kv_cache import CacheGeometry, CacheMark, KVCache
 
 GEOMETRY = CacheGeometry(num_layers=2, num_kv_heads=1, head_dim=4, max_batch=3,
-                         visual_capacity=6, text_capacity=8, num_groups=2)
+                         visual_capacity=6, text_capacity=8)
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_slots_follow_the_two_arenas(cache):
     assert cache.append(seq_idx, mask("ttvvt")).tolist() == [6, 7, 0, 1, 8]
     assert cache.append(seq_idx, mask("vt")).tolist() == [2, 9]
     assert cache.slots_in_prompt_order(seq_idx).tolist() == [6, 7, 0, 1, 8, 2, 9]
-    assert cache.mark(seq_idx) == CacheMark(3, 4)
+    assert cache.mark(seq_idx) == CacheMark(3, 4, 7)
 
 
 def test_every_visual_token_is_visible_in_every_group(cache):
@@ -49,7 +49,7 @@ def test_rewind_forgets_what_came_after(cache):
     seq_idx = cache.acquire()
     cache.append(seq_idx, mask("tvvt"))
     mark = cache.mark_at(seq_idx, 2)
-    assert mark == CacheMark(1, 1)
+    assert mark == CacheMark(1, 1, 2)
     cache.rewind(seq_idx, mark)
     assert cache.slots_in_prompt_order(seq_idx).tolist() == [6, 0]
     assert cache.visible_len[seq_idx].tolist() == [1, 1]
@@ -62,7 +62,7 @@ def test_a_run_that_does_not_fit_changes_nothing(cache, run, name):
     cache.append(seq_idx, mask("tv"))
     with pytest.raises(CapacityError, match=name):
         cache.append(seq_idx, mask(run))
-    assert cache.mark(seq_idx) == CacheMark(1, 1)
+    assert cache.mark(seq_idx) == CacheMark(1, 1, 2)
 
 
 def test_a_released_sequence_starts_empty(cache):
@@ -72,7 +72,7 @@ def test_a_released_sequence_starts_empty(cache):
     cache.append(taken[1], mask("vvt"))
     cache.release(taken[1])
     assert cache.acquire() == taken[1]
-    assert cache.mark(taken[1]) == CacheMark(0, 0)
+    assert cache.mark(taken[1]) == CacheMark(0, 0, 0)
     assert cache.visible_len[taken[1]].tolist() == [0, 0]
 
 

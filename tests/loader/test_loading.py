@@ -189,7 +189,7 @@ def test_refuses_by_name(tmp_path: Path, name: str, tensor: Tensor, what: str) -
 @pytest.mark.parametrize("changes", [
     {"quantization_config": {"quant_method": "fp8"}},
     {"model_type": "qwen2_5_vl"},
-    {"model_type": "internvl_chat"},
+    {"model_type": "llava"},
 ])
 def test_refuses_by_config(tmp_path: Path, changes: dict[str, object]) -> None:
     folder = tiny_qwen3_vl(tmp_path)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pydstp.models.config import VLMConfig
+from pydstp.models.internvl import InternVL
 from pydstp.models.plans import Context, DecodePlan, PrefillPlan
 from pydstp.models.qwen3 import Decoder
 from pydstp.models.qwen3_vl import Qwen3VL
@@ -23,6 +24,7 @@ TOLERANCE = 1e-5  # times max(1, largest reference value): fp32 against transfor
 FUSED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
+    "qkv": ("q_proj", "k_proj", "v_proj"),
 }
 
 
@@ -125,9 +127,13 @@ class TinyCache:
         return torch.tensor(new, dtype=torch.int32)
 
     def prefill_plan(self, seq_idx: int, is_visual: Tensor) -> PrefillPlan:
-        past = torch.tensor(self.slots[seq_idx], dtype=torch.int32) if self.slots[seq_idx] else None
+        num_past = len(self.slots[seq_idx])
         slot_idx = self.append(seq_idx, is_visual)
-        return PrefillPlan(seq_idx, torch.full_like(slot_idx, seq_idx), slot_idx, past)
+        context = mask = None
+        if num_past:
+            context = torch.tensor(self.slots[seq_idx], dtype=torch.int32)
+            mask = torch.ones(len(slot_idx), len(context), dtype=torch.bool).tril_(num_past)
+        return PrefillPlan(seq_idx, torch.full_like(slot_idx, seq_idx), slot_idx, context, mask)
 
     def decode_plan(self, sequences: list[int]) -> DecodePlan:
         is_text = torch.tensor([False])
@@ -146,7 +152,7 @@ class TinyCache:
 class Runner:
     """Prompt by prompt and step by step through our model, as an engine would."""
 
-    model: Qwen3VL
+    model: Qwen3VL | InternVL
     ctx: Context
     max_batch: int = 1
     capacity: int = 96
@@ -188,7 +194,7 @@ class Runner:
         x = decoder.forward_layers(
             decoder.embed(torch.tensor(list(tokens.values()))),
             layers=self.all_layers,
-            cos_sin=decoder.rotary(positions.expand(3, -1)),
+            cos_sin=decoder.rotary(positions),
             cache=self.cache,
             plan=self.cache.decode_plan(sequences),
             ctx=self.ctx,

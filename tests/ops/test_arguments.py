@@ -23,6 +23,8 @@ LISTS = {
     "layer_to_group": torch.zeros(2, 3, dtype=torch.int32), "layer_idx": 0, "text_len": TWO,
     "scale": 1.0,
 }
+MONITOR = ops.Monitor(torch.zeros(2, 4), None, torch.ones(2, 4), torch.zeros(2, 3), TWO)
+STATE = ops.ShiftState.allocate(2, 4, 3, 4)
 HEADS = {"num_heads": 2, "num_kv_heads": 1, "eps": 1e-6}
 QKV, ROPE = torch.ones(3, 32), torch.ones(3, 8)
 
@@ -37,7 +39,18 @@ ARGUMENTS: dict[Callable, dict] = {
     ops.decode_attention: {"q": torch.ones(2, 4, 8), "visual": VISUAL, "text": TEXT, **LISTS,
                            "out": torch.ones(2, 4, 8), "workspace": torch.ones(160),
                            "status": torch.zeros(1, dtype=torch.int32)},
+    ops.attention_probs: {"q": torch.ones(2, 4, 8), "visual": VISUAL, "text": TEXT, **LISTS,
+                          "workspace": torch.ones(160), "monitor": MONITOR},
+    ops.mean_kv: {"visual": VISUAL, "seq_idx": TWO, "indices": torch.zeros(2, 4, dtype=torch.int32),
+                  "index_len": TWO, "dst_slot": TWO, "status": torch.zeros(1, dtype=torch.int32)},
+    ops.shift_detect: {"state": STATE, "seq_idx": TWO - 1, "phase": ops.Phase.END,
+                       "status": torch.zeros(1, dtype=torch.int32)},
+    ops.shift_select: {"state": STATE, "seq_idx": TWO - 1,
+                       "visible_indices": LISTS["visible_indices"],
+                       "visible_len": LISTS["visible_len"], "group_idx": 0},
 }
+# A batch may be shorter than max_batch here: only a longer one is wrong.
+ANY_LENGTH = {(op, "seq_idx") for op in (ops.mean_kv, ops.shift_detect, ops.shift_select)}
 
 TENSORS = [(op, name) for op, arguments in ARGUMENTS.items()
            for name, value in arguments.items() if isinstance(value, torch.Tensor)]
@@ -56,13 +69,13 @@ def test_the_good_arguments_are_good(op, pool):
 @pytest.mark.parametrize("op, name", TENSORS, ids=IDS)
 @pytest.mark.parametrize("bad", ["dtype", "rank", "array", "device", "shape"])
 def test_a_bad_tensor_is_named(op, name, bad, pool):
-    good = ARGUMENTS[op][name]
+    good, is_free = ARGUMENTS[op][name], (op, name) in ANY_LENGTH
     value = {
         "dtype": lambda: good.to(torch.float64),
         "rank": lambda: good.unsqueeze(0),
         "array": lambda: np.asarray(good),
         "device": lambda: good.to("meta"),
-        "shape": lambda: good[:-1] if len(good) > 1 else good.repeat(2),
+        "shape": lambda: good[:-1] if len(good) > 1 and not is_free else good.repeat(2),
     }[bad]()
     with pytest.raises(OptionError, match=r"\w+: expected .*, got ") as caught:
         call(op, pool, **{name: value})
@@ -106,6 +119,12 @@ def test_a_tensor_with_holes_is_refused(op, name, pool):
     (ops.qk_norm_rope, {"eps": "x"}, "qk_norm_rope: expected numbers as documented, got 'x'"),
     (ops.decode_attention, {"scale": None}, "decode_attention: expected numbers .*, got None"),
     (ops.decode_attention, {"workspace": torch.ones(159)}, "at least 160 elements, got 159"),
+    (ops.attention_probs, {"monitor": None}, "monitor: expected a Monitor, got NoneType"),
+    (ops.shift_detect, {"state": MONITOR}, "state: expected a ShiftState, got Monitor"),
+    (ops.shift_detect, {"phase": 3}, "phase: expected a Phase, got 3"),
+    (ops.shift_detect, {"phase": None}, "phase: expected a Phase, got None"),
+    (ops.shift_detect, {"seq_idx": TWO.repeat(2)}, "seq_idx: expected at most max_batch = 2 rows"),
+    (ops.shift_select, {"group_idx": 1}, r"group_idx: expected an int in \[0, 1\), got 1"),
 ])
 def test_what_an_error_says(op, changed, message, pool):
     with pytest.raises(OptionError, match=message):

@@ -38,8 +38,8 @@ def folder(path: Path, *, config: dict | None = None, **changes: object) -> Path
 def reference(processor: ImageProcessor) -> Qwen2VLImageProcessorPil:
     return Qwen2VLImageProcessorPil(
         patch_size=processor.patch_size, temporal_patch_size=processor.temporal_patch_size,
-        merge_size=processor.merge_size, image_mean=list(processor.mean),
-        image_std=list(processor.std), size={"shortest_edge": processor.min_pixels,
+        merge_size=processor.merge_size, image_mean=list(processor.levels.mean),
+        image_std=list(processor.levels.std), size={"shortest_edge": processor.min_pixels,
                                             "longest_edge": processor.max_pixels})
 
 

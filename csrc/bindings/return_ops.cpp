@@ -1,0 +1,104 @@
+// Ops of same-step return: addresses in, params out.
+#include "bindings/arena.h"
+#include "common/thread_pool.h"
+#include "kernels/attention_return.h"
+#include "kernels/key_sketch.h"
+
+namespace pydstp {
+namespace {
+
+// (codes, scales, channel_scale, bits)
+using SketchTuple = std::tuple<Address, Address, Address, int>;
+
+KeySketch make_sketch(const SketchTuple& t) {
+  const auto& [codes, scales, channel_scale, bits] = t;
+  return {pointer<uint8_t>(codes), pointer<float>(scales), pointer<float>(channel_scale), bits};
+}
+
+// (reserve_indices, reserve_len, max_returned, per_head, mass, reserve_capacity, reserve_group)
+using ReserveTuple = std::tuple<Address, Address, Address, Address, Address, int64_t, int64_t>;
+
+// (returned_indices, returned_len, return_capacity)
+using ReturnedTuple = std::tuple<Address, Address, int64_t>;
+
+void sketch_scale(ThreadPool& pool, const ArenaTuple& arena, const SketchTuple& sketch,
+                  Address slots, Address status, int64_t seq_idx, int64_t num_slots,
+                  int statistic) {
+  sketch_scale_cpu({make_arena(arena), make_sketch(sketch), pointer<int32_t>(slots),
+                    pointer<int32_t>(status), seq_idx, num_slots, statistic},
+                   pool);
+}
+
+void sketch_keys(ThreadPool& pool, const ArenaTuple& arena, const SketchTuple& sketch,
+                 Address slots, Address status, int64_t seq_idx, int64_t num_slots) {
+  sketch_keys_cpu({make_arena(arena), make_sketch(sketch), pointer<int32_t>(slots),
+                   pointer<int32_t>(status), seq_idx, num_slots},
+                  pool);
+}
+
+ReturnedRows make_returned(const ReturnedTuple& t) {
+  const auto& [indices, len, capacity] = t;
+  return {pointer<int32_t>(indices), pointer<int32_t>(len), capacity};
+}
+
+AttentionReturnParams make_return(const DecodeAttentionParams& attention, const SketchTuple& sketch,
+                                  const ReserveTuple& reserve, Address workspace) {
+  const auto& [indices, len, max_returned, per_head, mass, capacity, group] = reserve;
+  const KeySketch s = make_sketch(sketch);
+  const int64_t row_bytes = return_row_bytes(attention.num_heads, attention.arena.num_kv_heads,
+                                             attention.arena.head_dim, s.bits, capacity);
+  return {attention,
+          s,
+          pointer<int32_t>(indices),
+          pointer<int32_t>(len),
+          pointer<int32_t>(max_returned),
+          pointer<int32_t>(per_head),
+          pointer<float>(mass),
+          pointer(workspace),
+          row_bytes,
+          capacity,
+          group};
+}
+
+void attention_return(ThreadPool& pool, Address q, const ArenaTuple& arena, Address seq_idx,
+                      Address visible_indices, Address visible_len, Address layer_to_group,
+                      Address text_len, Address workspace, Address status, Address out,
+                      int64_t batch, int64_t num_heads, int64_t num_groups, int64_t list_capacity,
+                      int64_t num_layers, int64_t layer_idx, int64_t q_stride, float scale,
+                      const MonitorTuple& monitor, const SketchTuple& sketch,
+                      const ReserveTuple& reserve, const ReturnedTuple& returned,
+                      Address return_workspace) {
+  const DecodeAttentionParams attention = {pointer(q),
+                                           make_arena(arena),
+                                           pointer<int32_t>(seq_idx),
+                                           pointer<int32_t>(visible_indices),
+                                           pointer<int32_t>(visible_len),
+                                           pointer<int32_t>(layer_to_group),
+                                           pointer<int32_t>(text_len),
+                                           pointer<float>(workspace),
+                                           pointer<int32_t>(status),
+                                           pointer(out),
+                                           batch,
+                                           num_heads,
+                                           num_groups,
+                                           list_capacity,
+                                           num_layers,
+                                           layer_idx,
+                                           q_stride,
+                                           scale,
+                                           make_monitor(monitor),
+                                           make_returned(returned)};
+  attention_return_cpu(make_return(attention, sketch, reserve, return_workspace), pool);
+}
+
+}  // namespace
+
+void bind_return_ops(py::module_& m) {
+  const py::call_guard<py::gil_scoped_release> no_gil;
+  m.def("return_row_bytes", &return_row_bytes);
+  m.def("sketch_scale", &sketch_scale, no_gil);
+  m.def("sketch_keys", &sketch_keys, no_gil);
+  m.def("attention_return", &attention_return, no_gil);
+}
+
+}  // namespace pydstp

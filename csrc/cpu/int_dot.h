@@ -1,0 +1,97 @@
+// Dot products of int8 vectors with codes of a few bits, of many rows of codes at once. Everything
+// is exact, so the order of sums is free and every tier gives the same numbers.
+#pragma once
+
+#include "cpu/vec.h"
+
+namespace pydstp {
+namespace PYDSTP_TIER {
+
+constexpr int kBytes = 4 * kLanes;  // of one vector
+
+typedef uint8_t U8 __attribute__((vector_size(kBytes)));
+
+#if defined(PYDSTP_TIER_AVX512BF16) || defined(PYDSTP_TIER_AVX2)
+#define PYDSTP_INLINE static inline __attribute__((always_inline))  // vectors stay in registers
+#else
+#define PYDSTP_INLINE static inline
+#endif
+
+// The first n bytes; the others are zero and their memory is not touched.
+PYDSTP_INLINE U32 load_bytes(const uint8_t* p, int64_t n) {
+  U32 x = {};
+  if (n >= kBytes) {
+    memcpy(&x, p, sizeof(x));
+    return x;
+  }
+#if defined(PYDSTP_TIER_AVX512BF16)
+  return (U32)_mm512_maskz_loadu_epi8((uint64_t{1} << n) - 1, p);
+#else
+  memcpy(&x, p, static_cast<size_t>(n));
+  return x;
+#endif
+}
+
+// sums[i] += codes[4i] q[4i] + ... + codes[4i + 3] q[4i + 3], or any other way to share the
+// products of a vector between the lanes. Codes lie in [0, 2^kBits), q in [-127, 127].
+template <int kBits>
+PYDSTP_INLINE I32 add_products(I32 sums, U32 codes, const int8_t* q) {
+#if defined(PYDSTP_TIER_AVX512BF16) || defined(PYDSTP_TIER_AVX512BF16_EMULATED)
+  __m512i weights;
+  memcpy(&weights, q, sizeof(weights));
+  return (I32)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)codes, weights);
+#elif defined(PYDSTP_TIER_AVX2)
+  __m256i weights;
+  memcpy(&weights, q, sizeof(weights));
+  const __m256i ones = _mm256_set1_epi16(1);
+  if constexpr (kBits < 8) {
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)codes, weights);
+    return sums + (I32)_mm256_madd_epi16(pairs, ones);
+  } else {  // pairs of 8-bit products do not fit 16 bits
+    const __m256i low = _mm256_maddubs_epi16((__m256i)(codes & 0x0f0f0f0fu), weights);
+    const __m256i high = _mm256_maddubs_epi16((__m256i)(codes >> 4 & 0x0f0f0f0fu), weights);
+    const __m256i sixteens = _mm256_set1_epi16(16);
+    return sums + (I32)_mm256_madd_epi16(low, ones) + (I32)_mm256_madd_epi16(high, sixteens);
+  }
+#else
+  uint8_t bytes[kBytes];
+  memcpy(bytes, &codes, sizeof(bytes));
+  for (int i = 0; i < kBytes; ++i) sums[i / 4] += bytes[i] * q[i];
+  return sums;
+#endif
+}
+
+// a and b hold the lanes of N / 2 rows each, in the form that this function gives; so does the
+// result for all N. With N = kLanes, lane i is the sum of row i.
+template <int N>
+PYDSTP_INLINE I32 join_rows(I32 a, I32 b) {
+#if defined(PYDSTP_TIER_AVX512BF16)
+  const __m512i x = (__m512i)a, y = (__m512i)b;
+  if constexpr (N == 2) {
+    return (I32)_mm512_maskz_unpacklo_epi32(0xffff, x, y) +
+           (I32)_mm512_maskz_unpackhi_epi32(0xffff, x, y);
+  } else if constexpr (N == 4) {
+    return (I32)_mm512_maskz_unpacklo_epi64(0xff, x, y) +
+           (I32)_mm512_maskz_unpackhi_epi64(0xff, x, y);
+  } else {
+    return (I32)_mm512_maskz_shuffle_i32x4(0xffff, x, y, 0x88) +
+           (I32)_mm512_maskz_shuffle_i32x4(0xffff, x, y, 0xdd);
+  }
+#elif defined(PYDSTP_TIER_AVX2)
+  const __m256i x = (__m256i)a, y = (__m256i)b;
+  if constexpr (N < 8) return (I32)_mm256_hadd_epi32(x, y);
+  return (I32)_mm256_permute2x128_si256(x, y, 0x20) + (I32)_mm256_permute2x128_si256(x, y, 0x31);
+#else
+  if constexpr (N == 2) {
+    int32_t sum_a = 0, sum_b = 0;
+    for (int i = 0; i < kLanes; ++i) sum_a += a[i];
+    for (int i = 0; i < kLanes; ++i) sum_b += b[i];
+    return I32{sum_a, sum_b};
+  }
+  for (int i = 0; i < N / 2; ++i) a[N / 2 + i] = b[i];
+  return a;
+#endif
+}
+
+}  // namespace PYDSTP_TIER
+}  // namespace pydstp

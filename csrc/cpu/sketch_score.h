@@ -1,0 +1,210 @@
+// Scores of the entries of one chunk of a reserve, from the key sketch.
+#pragma once
+
+#include "cpu/attention_chunk.h"
+#include "cpu/int_dot.h"
+#include "kernels/attention_return.h"
+
+namespace pydstp {
+namespace PYDSTP_TIER {
+
+#if defined(PYDSTP_TIER_AVX512BF16) || defined(PYDSTP_TIER_AVX512BF16_EMULATED)
+constexpr int kSketchHeads = 4;  // that share one walk over the codes
+#else
+constexpr int kSketchHeads = 2;
+#endif
+constexpr int64_t kRowsAhead = 32;  // how far before their use codes are asked for
+
+// The entries of a chunk. Those that name no slot, and places past the end, have the first one that
+// does in their stead.
+struct SketchChunk {
+  int64_t slots[kAttentionChunk];
+  float bias[kAttentionChunk];            // 0, or -inf for entries that name no slot
+  int64_t num_entries;                    // 0: none of them does
+  const uint8_t* codes[kAttentionChunk];  // [num_kv_heads, head_bytes] of each slot
+  const uint8_t* ahead[kAttentionChunk];  // the same, kRowsAhead entries further
+  const float* scales[kAttentionChunk];   // [num_kv_heads]
+
+  F32 finish(F32 logits, int64_t i) const {
+    const F32 sums = logits + load(bias + i);
+    return sums == sums ? sums : splat(-__builtin_inff());
+  }
+};
+
+// Query heads of one KV head, folded.
+struct SketchHead {
+  int64_t kv;
+  const int8_t* q8;  // [group, planes, plane_stride]
+  const float* q_scale;
+  const int32_t* q_sum;
+  float* logits;  // [group, kAttentionChunk]
+  int64_t head_bytes, plane_stride, head_stride;
+};
+
+template <int G>
+struct HeadSums {
+  I32 of[G];
+};
+
+// kBlocks: vectors in a head's codes; 0: any number of bytes.
+template <int kBits, int G, int kBlocks>
+PYDSTP_INLINE HeadSums<G> dot_row(const uint8_t* row, const SketchHead& head) {
+  constexpr uint32_t kMask = 0x01010101u * ((1u << kBits) - 1);
+  const int64_t bytes = kBlocks ? kBlocks * kBytes : head.head_bytes;
+  HeadSums<G> sums = {};
+  for (int64_t b = 0; b < bytes; b += kBytes) {
+    const U32 block = load_bytes(row + b, bytes - b);
+    PYDSTP_UNROLL for (int plane = 0; plane < 8 / kBits; ++plane) {
+      const U32 codes = block >> static_cast<uint32_t>(plane * kBits) & kMask;
+      const int8_t* q8 = head.q8 + plane * head.plane_stride + b;
+      PYDSTP_UNROLL for (int g = 0; g < G; ++g) {
+        sums.of[g] = add_products<kBits>(sums.of[g], codes, q8 + g * head.head_stride);
+      }
+    }
+  }
+  return sums;
+}
+
+template <int kBits, int G, int kBlocks, int N>
+PYDSTP_INLINE HeadSums<G> dot_codes(const uint8_t* const* rows, const SketchHead& head) {
+  if constexpr (N == 1) {
+    return dot_row<kBits, G, kBlocks>(*rows + head.kv * head.head_bytes, head);
+  } else {
+    HeadSums<G> sums = dot_codes<kBits, G, kBlocks, N / 2>(rows, head);
+    const auto others = dot_codes<kBits, G, kBlocks, N / 2>(rows + N / 2, head);
+    for (int g = 0; g < G; ++g) sums.of[g] = join_rows<N>(sums.of[g], others.of[g]);
+    return sums;
+  }
+}
+
+// Logits of G query heads for kLanes entries from i on.
+template <int kBits, int G, int kBlocks>
+static void score_codes(const SketchChunk& chunk, const SketchHead& head, int64_t i) {
+  float scales[kLanes];
+  for (int64_t j = 0; j < kLanes; ++j) scales[j] = chunk.scales[i + j][head.kv];
+  const auto sums = dot_codes<kBits, G, kBlocks, kLanes>(chunk.codes + i, head);
+  for (int g = 0; g < G; ++g) {
+    const F32 dots = __builtin_convertvector(2 * sums.of[g] - head.q_sum[g], F32);
+    const F32 logits = dots * head.q_scale[g] * load(scales);
+    store(head.logits + g * kAttentionChunk + i, chunk.finish(logits, i));
+  }
+}
+
+template <int kBits, int G>
+static void score_heads(const SketchChunk& chunk, const SketchHead& head, int64_t i) {
+  if (head.head_bytes == kBytes) return score_codes<kBits, G, 1>(chunk, head, i);
+  if (head.head_bytes == 2 * kBytes) return score_codes<kBits, G, 2>(chunk, head, i);
+  score_codes<kBits, G, 0>(chunk, head, i);
+}
+
+// Logits of all `group` query heads of one KV head, in the largest blocks that have a kernel.
+template <int kBits>
+static void score_group(const SketchChunk& chunk, SketchHead head, int64_t group, int64_t i) {
+  const int64_t offset = head.kv * head.head_bytes;
+  for (int64_t j = 0; j < kLanes; ++j) prefetch(chunk.ahead[i + j] + offset, head.head_bytes);
+  const auto score = [&](auto score_block, int64_t count) {
+    score_block(chunk, head, i);
+    head.q8 += count * head.head_stride;
+    head.q_scale += count;
+    head.q_sum += count;
+    head.logits += count * kAttentionChunk;
+    group -= count;
+  };
+  while (group >= kSketchHeads) score(score_heads<kBits, kSketchHeads>, kSketchHeads);
+  if (group >= 2) score(score_heads<kBits, 2>, 2);
+  if (group >= 1) score(score_heads<kBits, 1>, 1);
+}
+
+// The same with 16 bits: from the keys themselves, `num_kv` KV heads from kv_begin on.
+template <typename T, int G>
+static void score_keys(const SketchChunk& chunk, const ChunkView<T>& c,
+                       const QueryHeads<T>& heads) {
+  Scores<G> scores;
+  score_rows<T, G>(c, heads, scores);
+  for (int64_t kv = 0; kv < c.num_kv; ++kv)
+    for (int g = 0; g < G; ++g) {
+      float* logits = heads.logits + (kv * heads.group + g) * kAttentionChunk;
+      for (int64_t i = 0; i < chunk.num_entries; i += kLanes) {
+        store(logits + i, chunk.finish(load(scores[kv][g] + i), i));
+      }
+    }
+}
+
+template <typename T>
+static void score_exactly(const SketchChunk& chunk, const ChunkView<T>& c, QueryHeads<T> heads) {
+  int64_t left = heads.group;
+  const auto score = [&](auto score_block, int64_t count) {
+    score_block(chunk, c, heads);
+    heads.q += count * c.head_dim;
+    heads.logits += count * kAttentionChunk;
+    left -= count;
+  };
+  while (left >= 4) score(score_keys<T, 4>, 4);
+  if (left >= 2) score(score_keys<T, 2>, 2);
+  if (left >= 1) score(score_keys<T, 1>, 1);
+}
+
+// The maximum of a head's logits in a chunk, and the sum of exp(logit - maximum).
+static inline void sum_logits(const float* logits, float* maximum, float* sum) {
+  F32 peaks = load(logits), sums = {};
+  for (int i = kLanes; i < kAttentionChunk; i += kLanes) peaks = larger(load(logits + i), peaks);
+  *maximum = max_lanes(peaks);
+  const bool is_empty = *maximum == -__builtin_inff();
+  for (int i = 0; i < kAttentionChunk && !is_empty; i += kLanes) {
+    sums += exp_of(load(logits + i) - *maximum);
+  }
+  *sum = sum_lanes(sums);
+}
+
+// Calls f(d, value) for vectors of q * channel_scale; channels d and d + pairs share their scale.
+template <typename T, typename F>
+static inline void for_each_folded(const T* q, const float* channel_scale, int64_t pairs,
+                                   const F& f) {
+  for (int64_t half = 0; half < 2; ++half) {
+    for (int64_t i = 0; i < pairs; i += kLanes) {
+      const F32 value = load_first(q + half * pairs + i, pairs - i);
+      f(half * pairs + i, min_of(kLanes, pairs - i),
+        value * load_first(channel_scale + i, pairs - i));
+    }
+  }
+}
+
+// One head of q as int8, in channel order; *sum is that of q8.
+template <typename T>
+static inline float fold_channels(const T* q, const float* channel_scale, int64_t head_dim,
+                                  int8_t* q8, int32_t* sum) {
+  typedef int8_t I8 __attribute__((vector_size(kLanes)));
+  F32 peaks = {};
+  for_each_folded(q, channel_scale, head_dim / 2, [&](int64_t, int64_t, F32 value) {
+    peaks = larger(value < 0.0f ? -value : value, peaks);
+  });
+  const float largest = max_lanes(peaks);
+  const F32 inverse = splat(largest > 0.0f ? 127.0f / largest : 0.0f);
+  I32 sums = {};
+  for_each_folded(q, channel_scale, head_dim / 2, [&](int64_t d, int64_t n, F32 value) {
+    const F32 x = value * inverse, high = x < 127.0f ? x : splat(127.0f);
+    const F32 bounded = high > -127.0f ? high : splat(-127.0f);
+    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    const F32 rounded = x == x ? bounded + kRound - kRound : F32{};
+    const I32 whole = __builtin_convertvector(rounded, I32);
+    sums += whole;
+    const I8 narrow = __builtin_convertvector(whole, I8);
+    memcpy(q8 + d, &narrow, static_cast<size_t>(n));
+  });
+  *sum = 0;
+  for (int i = 0; i < kLanes; ++i) *sum += sums[i];
+  return largest;
+}
+
+// Moves q8 from channel order to the planes of the codes, with zeros behind each.
+static inline void spread_planes(int8_t* q8, int64_t head_dim, int64_t bits, int64_t stride) {
+  const int64_t bytes = sketch_head_bytes(bits, head_dim);
+  for (int64_t plane = 8 / bits - 1; plane >= 0; --plane) {
+    const int64_t n = clamp_to(head_dim - plane * bytes, 0, bytes);
+    memmove(q8 + plane * stride, q8 + plane * bytes, static_cast<size_t>(n));
+    memset(q8 + plane * stride + n, 0, static_cast<size_t>(stride - n));
+  }
+}
+
+}  // namespace PYDSTP_TIER
+}  // namespace pydstp

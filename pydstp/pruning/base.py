@@ -1,0 +1,172 @@
+"""What a pruning method sees, what it answers, and the class that it derives from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pydstp.errors import OptionError
+
+STATISTICS = ("attention_row", "vision_attention", "vision_keys")
+QUOTAS = ("span", "global")
+_TIE = 1e-6  # cosines this close differ by rounding; which is larger would depend on the machine
+
+
+@dataclass(frozen=True, eq=False)
+class VisualTokens:
+    """The visual tokens of a request's new pictures, N of them, in prompt order.
+
+    Attributes:
+        features: [N, hidden_size], in the dtype of the model: embeddings where the method acts
+            before the language model, hidden states entering the layer it acts before elsewhere.
+        grids: (rows, cols) in tokens of each picture, or of each tile where the model cuts pictures
+            into tiles (a thumbnail is one more); row by row they make up the N tokens.
+        quotas: tokens to keep in each span, merged tokens included.
+        spans: (start, length) that the quotas belong to: one for each grid (quota="span"), or
+            one for all N tokens (quota="global").
+        attention_row: [N] float32, attention of the last prompt token in the layer before,
+            softmax over everything it sees, mean over heads; None unless the method needs it.
+        vision_attention: [N] float32, attention received in block `block` of the vision tower, mean
+            over heads and over the patches of the token: from the class token of the tile
+            (InternVL), or, where the tower has none, mean over the queries of the picture; None
+            unless needed. Entries of a picture of P patches then sum to 1/4, so those of a larger
+            picture are smaller.
+        vision_keys: [N, head_dim] float32, keys of the same block as attention takes them, mean
+            over the patches of the token and over heads; None unless needed.
+        generator: for all randomness, seeded with `PruningConfig.seed`.
+    """
+
+    features: Tensor
+    grids: tuple[tuple[int, int], ...]
+    quotas: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    attention_row: Tensor | None = None
+    vision_attention: Tensor | None = None
+    vision_keys: Tensor | None = None
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def each_span(self) -> Iterator[tuple[slice, int]]:
+        """(tokens of the span, how many of them to keep)."""
+        for (start, length), quota in zip(self.spans, self.quotas, strict=True):
+            yield slice(start, start + length), quota
+
+    def top(self, scores: Tensor) -> Tensor:
+        """The best tokens of each span, as many as its quota: [k] int64, sorted.
+
+        Args:
+            scores: [N], larger is better. Of equal ones the earlier token wins; NaN is worse than
+                everything.
+
+        Raises:
+            OptionError: not one score for each token.
+        """
+        if tuple(scores.shape) != (len(self),):
+            raise OptionError(f"scores: expected shape [{len(self)}], got {list(scores.shape)}")
+        best = [span.start + top_indices(scores[span], quota) for span, quota in self.each_span()]
+        return torch.cat(best) if best else torch.empty(0, dtype=torch.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class MergePlan:
+    """Merged ("pseudo") tokens. Token p is features[targets[p]] + weights[p] @ features.
+
+    The same sum is taken of every DeepStack map that is still to be added.
+
+    Attributes:
+        targets: [M] int64, sorted: the token whose place in the prompt each one takes. Targets are
+            not kept beside it.
+        weights: [M, N] float32.
+    """
+
+    targets: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """A decision: k tokens kept as they are, and perhaps others merged.
+
+    Attributes:
+        kept: [k] int64, sorted, each once.
+        merge: what else stays, or None. Merged tokens count towards the quotas.
+    """
+
+    kept: Tensor
+    merge: MergePlan | None = None
+
+
+@dataclass(frozen=True)
+class Pruner(ABC):
+    """A pruning method. Subclasses are frozen dataclasses; their fields are the method's options.
+
+    Attributes:
+        needs: which of `STATISTICS` it looks at; the others are not computed.
+        default_quota: "span" keeps a share of each picture or tile, "global" of all together.
+        adaptive: the method may keep fewer or more tokens than asked, at least one.
+        keeps_all: the method takes no ratio and no number.
+        block: the block of the vision tower that `vision_*` come from; negative counts from the
+            end.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    default_quota: ClassVar[str] = "span"
+    adaptive: ClassVar[bool] = False
+    keeps_all: ClassVar[bool] = False
+    block: ClassVar[int] = -2
+
+    @property
+    def merges(self) -> bool:
+        """Whether tokens are merged into new ones, which an unpruned prefill does not have."""
+        return False
+
+    @property
+    def act_before(self) -> int:
+        """The decoder layer before which tokens are dropped; 0 is before the language model."""
+        return 0
+
+    @abstractmethod
+    def select(self, tokens: VisualTokens) -> Selection | Tensor:
+        """Decide. A tensor of indices stands for `Selection(indices)`.
+
+        It must depend on nothing but `tokens` and the options.
+        """
+
+
+def top_indices(scores: Tensor, count: int) -> Tensor:
+    """[n] -> [count] int64: where the largest are, sorted; the lower index wins, NaN never does."""
+    if scores.is_floating_point():
+        scores = torch.where(scores.isnan(), -torch.inf, scores)
+    order = scores.sort(descending=True, stable=True).indices
+    return order[:count].sort().values
+
+
+def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows scaled to length 1, and which of them are finite.
+
+    Args:
+        rows: [n, d].
+
+    Returns:
+        [n, d] float32, zero where a row is zero or not finite, so that its cosine with all others
+        is 0; and [n] bool.
+    """
+    rows = rows.float()
+    is_finite = rows.isfinite().all(dim=1)
+    rows = torch.where(is_finite[:, None], rows, 0.0)
+    largest = rows.abs().amax(dim=1, keepdim=True)  # squares of the rows could leave fp32
+    rows = rows / torch.where(largest > 0, largest, 1.0)
+    return rows / rows.norm(dim=1, keepdim=True).clamp_(min=1.0), is_finite
+
+
+def first_largest(values: Tensor) -> Tensor:
+    """[..., n] cosines or distances -> [...] int64: the first that is as good as the largest."""
+    near = values >= values.amax(dim=-1, keepdim=True) - _TIE
+    return near.to(torch.uint8).argmax(dim=-1)

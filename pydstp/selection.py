@@ -1,0 +1,205 @@
+"""Which visual tokens a request reads: what was asked, and what has happened so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pydstp.config import names_unknown_options
+from pydstp.errors import OptionError, show
+from pydstp.generation import ShiftReport, StepLog
+from pydstp.kv_cache import PSEUDO, SELECTED, KVCache
+from pydstp.pruning import PruningConfig
+from pydstp.shift import DSTP, SketchReturn
+
+# Stands for: what the engine or chat was made with.
+ENGINE_DEFAULT: Any = type("EngineDefault", (), {"__repr__": lambda self: "ENGINE_DEFAULT"})()
+RESERVE_MODES = ("auto", "full", "side", "lazy", "deferred")
+
+
+@names_unknown_options
+@dataclass(frozen=True)
+class SelectionParams:
+    """What a request asks of its visual tokens.
+
+    Attributes:
+        pruning: the method that prunes at prefill, or None.
+        shift: the policy that brings tokens back while decoding, or None.
+        reserve: when pruned tokens get their keys and values: at an unpruned prefill ("full"),
+            beside the pruned one ("side"), at the first trigger ("lazy"), or in pieces between the
+            first steps ("deferred"); "auto" is "lazy", "side" where DSTP applies early, and
+            "deferred" for SketchReturn.
+        log_steps: keep a record of every decode step; "attention" adds the watched attention, and
+            watches it even where nothing is pruned.
+
+    Raises:
+        OptionError: a value of the wrong type or a combination that cannot run.
+    """
+
+    pruning: PruningConfig | None = None
+    shift: DSTP | SketchReturn | None = None
+    reserve: str = "auto"
+    log_steps: bool | str = False
+
+    @property
+    def watch(self) -> DSTP | None:
+        """The policy, if it watches attention and swaps lists."""
+        return self.shift if isinstance(self.shift, DSTP) else None
+
+    @property
+    def returns(self) -> SketchReturn | None:
+        """The policy, if it returns tokens inside a layer's attention."""
+        return self.shift if isinstance(self.shift, SketchReturn) else None
+
+    @property
+    def reserve_mode(self) -> str:
+        """The mode that is used, where `reserve` may say "auto"."""
+        if self.reserve != "auto":
+            return self.reserve
+        if self.returns is not None:
+            return "deferred"
+        return "side" if self.watch is not None and self.watch.applies == "early" else "lazy"
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("pruning", (PruningConfig,)), ("shift", (DSTP, SketchReturn))):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kinds):
+                names = ", ".join(kind.__name__ for kind in kinds)
+                raise OptionError(f"{name}: expected {names} or None, got {show(value)}")
+        if self.reserve not in RESERVE_MODES:
+            raise OptionError(f"reserve: expected one of {RESERVE_MODES}, got {show(self.reserve)}")
+        if not isinstance(self.log_steps, bool) and self.log_steps != "attention":
+            raise OptionError(f"log_steps: expected True, False or 'attention', "
+                              f"got {show(self.log_steps)}")
+        if self.reserve == "full" and self.pruning is not None and self.pruning.pruner.merges:
+            raise OptionError(f"reserve: expected 'side', 'lazy' or 'deferred' with "
+                              f"{self.pruning.name}, got 'full' (merged tokens exist in no "
+                              "unpruned prefill; prune_only=True leaves them out)")
+        is_early = self.watch is not None and self.watch.applies == "early"
+        if self.reserve == "lazy" and (is_early or self.returns is not None):
+            raise OptionError("reserve: expected 'side', 'deferred' or 'full' with a shift that "
+                              "acts within the step (applies='early', SketchReturn), got 'lazy'")
+
+    def with_changes(self, **changes: Any) -> SelectionParams:
+        """The same with other values; those that are ENGINE_DEFAULT stay."""
+        changes = {name: value for name, value in changes.items() if value is not ENGINE_DEFAULT}
+        return replace(self, **changes) if changes else self
+
+
+@dataclass
+class Progress:
+    """Counters of one request; sums are over decode steps.
+
+    `num_visual` tokens, `kept` of them in the base set (merged ones counted), `resident` with keys
+    and values in every layer; layers from `first_layer` on are pruned.
+    """
+
+    params: SelectionParams = field(default_factory=SelectionParams)
+    reason: str | None = None
+    num_visual: int = 0
+    kept: int = 0
+    resident: int = 0
+    first_layer: int = 0
+    num_layers: int = 0
+    layers: tuple[int, ...] = ()
+    is_watched: bool = False
+    selection_ms: float = 0.0
+    num_steps: int = 0
+    num_forwards: int = 0
+    visible_sum: float = 0.0
+    bytes_read: int = 0
+    num_scored: int = 0  # rows whose keys a swap of the current step has read, over layers
+    triggers: int = 0
+    trigger_steps: list[int] = field(default_factory=list)
+    side_passes: int = 0
+    reserve_ms: float = 0.0
+    steps: list[StepLog] = field(default_factory=list)
+    shown_before: tuple[int, ...] = ()
+    shown_now: tuple[int, ...] = ()
+    anchor: tuple[float, ...] | None = None
+
+    def expect(self, num_layers: int, num_heads: int) -> None:
+        """Settle which layers are watched; called before anything of the request runs.
+
+        Raises:
+            OptionError: the model has no such layer or head.
+        """
+        pruning, shift = self.params.pruning, self.params.watch
+        self.num_layers = num_layers
+        first_layer = pruning.pruner.act_before if pruning else 0
+        if first_layer > num_layers:
+            raise OptionError(f"layer: expected at most num_layers = {num_layers}, "
+                              f"got {first_layer}")
+        if shift is not None:
+            self.layers = shift.watched_layers(num_layers, first_layer)
+            shift.head_weights(num_heads)
+
+    def prunes(self, grids: list[tuple[int, int]]) -> bool:
+        """Whether the method takes any token of some new pictures away."""
+        num_visual = sum(rows * cols for rows, cols in grids)
+        return sum(self.params.pruning.quotas(grids)[1]) < num_visual
+
+    def start(self, cache: KVCache, seq_idx: int) -> None:
+        """The prompt is in the cache: note what is kept, and whether anything can come back."""
+        is_original = cache.shift.base_mask[seq_idx, :int(cache.visual_len[seq_idx])] != PSEUDO
+        self.num_visual = int(is_original.sum())
+        self.kept = int(cache.shift.base_len[seq_idx])
+        self.first_layer = cache.first_layer[seq_idx]
+        num_reserve = int(cache.shift.reserve_len[seq_idx])
+        missing = sum(map(len, cache.pending[seq_idx])) if self.params.shift else num_reserve
+        self.resident = int(cache.visual_len[seq_idx])
+        if self.params.reserve_mode != "full":
+            self.resident -= missing
+        if not self.num_visual:
+            self.reason = "no_image"
+        elif self.params.pruning is None or self.params.pruning.name == "none":
+            self.reason = "no_method"
+        elif not num_reserve:
+            self.reason = "retention_is_one"
+        self.shown_before = tuple(cache.visible_slots(seq_idx, SELECTED).tolist())
+        is_of_use = num_reserve > 0 or (self.num_visual and self.params.log_steps == "attention")
+        self.is_watched = self.params.watch is not None and bool(is_of_use)
+
+    @property
+    def early_layer(self) -> int | None:
+        """The last layer that still reads the old list when a swap applies within its step."""
+        is_early = self.is_watched and self.params.watch.applies == "early"
+        return self.layers[-1] if is_early else None
+
+    def report(self, longest_gap_ms: float) -> ShiftReport:
+        """What happened, as the caller sees it."""
+        params, total, steps = self.params, max(1, self.num_visual), max(1, self.num_steps)
+        mean_visible = (self.visible_sum / steps if self.num_steps else self.kept) / total
+        share = (self.num_layers - self.first_layer) / max(1, self.num_layers)
+        return ShiftReport(
+            method=params.pruning.name if params.pruning else "none",
+            policy=self._policy(), reason=self.reason,
+            retention_asked=self._asked(), retention_achieved=self.kept / total,
+            num_visual=self.num_visual, kept=self.kept,
+            mean_visible=mean_visible, mean_visible_all_layers=share * mean_visible + 1 - share,
+            triggers=self.triggers, trigger_steps=tuple(self.trigger_steps),
+            forwards_per_token=self.num_forwards / steps if self.num_steps else 1.0,
+            bytes_per_token=self.bytes_read / steps, selection_ms=self.selection_ms,
+            reserve=params.reserve_mode if self._has_reserve() else None,
+            side_passes=self.side_passes, reserve_ms=self.reserve_ms,
+            longest_gap_ms=longest_gap_ms, steps=self.steps if params.log_steps else None,
+            anchor=self.anchor)
+
+    def _has_reserve(self) -> bool:
+        """Without a policy pruned tokens get keys and values only where nothing waits to."""
+        is_computed = self.params.shift is not None or self.params.reserve_mode == "full"
+        return is_computed and self.kept < self.num_visual
+
+    def _asked(self) -> float:
+        """The share of the visual tokens that the request wanted to keep."""
+        pruning = self.params.pruning
+        if pruning is None or pruning.name == "none":
+            return 1.0
+        if pruning.retention_ratio is not None:
+            return pruning.retention_ratio
+        return min(1.0, pruning.num_kept / max(1, self.num_visual))
+
+    def _policy(self) -> str:
+        if self.params.shift is None:
+            return "none"
+        return "dstp" if self.params.watch is not None else "sketch"

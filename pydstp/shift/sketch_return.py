@@ -1,0 +1,53 @@
+"""Same-step return: every pruned layer looks at all visual keys through a small copy of them.
+
+DSTP notices a shift after the step that needed the missing region. Here no step has to be noticed:
+in every layer above the pruning point the reserve is scored with the current query and a key copy
+of a few bits, and the best pruned tokens join that layer's attention with exact keys and values, in
+the same step. 4-bit key scoring is known from text models (Twilight, arXiv 2502.02770; Quest, arXiv
+2406.10774, scores pages); here it brings back visual tokens that prefill had pruned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydstp.config import names_unknown_options, require_float, require_int
+from pydstp.errors import OptionError, show
+
+BITS = (2, 4, 8, 16)
+
+
+@names_unknown_options
+@dataclass(frozen=True)
+class SketchReturn:
+    """Options of the policy.
+
+    Attributes:
+        max_returned: pruned tokens that join a layer's attention at most.
+        bits: of the key copy; 16 scores with the keys themselves.
+        per_head: every KV head returns its own; else all heads of a layer share them.
+        mass: return tokens only until the share of attention that is estimated to be still missing
+            is below this; None returns `max_returned` always.
+
+    Raises:
+        OptionError: a value outside its range, or an unknown option.
+    """
+
+    max_returned: int = 1
+    bits: int = 4
+    per_head: bool = False
+    mass: float | None = None
+
+    def __post_init__(self) -> None:
+        require_int("max_returned", self.max_returned, 0, 1 << 20)
+        if self.bits not in BITS or isinstance(self.bits, bool):
+            raise OptionError(f"bits: expected one of {BITS}, got {show(self.bits)}")
+        if not isinstance(self.per_head, bool):
+            raise OptionError(f"per_head: expected True or False, got {show(self.per_head)}")
+        if self.mass is not None:
+            require_float("mass", self.mass, 0.0, 1.0, open_low=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as plain values that `json.dumps` takes."""
+        return asdict(self)
