@@ -56,15 +56,18 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1000, help="examples per task")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--dtype", action="append", choices=("float32", "bfloat16"))
+    parser.add_argument("--weights", default="float", help="float or int8")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--name", default="accuracy")
     options = parser.parse_args()
     path = demo_checkpoint()
-    config = EngineConfig(max_batch=options.batch, max_visual_tokens=512, max_text_tokens=512)
+    config = EngineConfig(max_batch=options.batch, max_visual_tokens=512, max_text_tokens=512,
+                          weights=options.weights)
     rows = []
     for dtype in options.dtype or ["float32", "bfloat16"]:
         with Engine(path, dtype=dtype, config=config) as engine:
-            rows += [{"dtype": dtype, **evaluate(engine, task, options.n, options.batch)}
+            numbers = dtype if options.weights == "float" else f"{dtype}, weights {options.weights}"
+            rows += [{"dtype": numbers, **evaluate(engine, task, options.n, options.batch)}
                      for task in options.tasks]
     record = {"environment": environment(), "checkpoint_sha256": checkpoint_sha256(path),
               "rows": rows}

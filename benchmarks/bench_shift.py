@@ -170,10 +170,7 @@ def run(options: argparse.Namespace) -> Path:
 
 def main() -> None:
     options = parse_arguments()
-    wanted = common.thread_environment(options.threads)
-    if any(os.environ.get(key) != value for key, value in wanted.items()):  # before torch is there
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.bench_shift", *sys.argv[1:]],
-                  wanted)
+    common.start_again("benchmarks.bench_shift", options.threads)
     print(run(options).read_text())
 
 

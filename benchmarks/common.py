@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +18,22 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 __all__ = ["environment", "markdown_table", "num_processors", "peak_rss_bytes",
-           "read_bandwidth_gb_s", "show", "spread", "thread_environment", "write_result"]
+           "read_bandwidth_gb_s", "show", "spread", "start_again", "thread_environment",
+           "write_result"]
 
 
 def thread_environment(num_threads: int) -> dict[str, str]:
     """The environment of a measured process: so many threads, and none that spins as it waits."""
     return {**os.environ, "OMP_NUM_THREADS": str(num_threads), "OMP_WAIT_POLICY": "passive",
             "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+
+def start_again(module: str, num_threads: int) -> None:
+    """Go on in that environment: the same command anew, unless it runs in it already. Call it
+    before torch is loaded."""
+    wanted = thread_environment(num_threads)
+    if any(os.environ.get(key) != value for key, value in wanted.items()):
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], wanted)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

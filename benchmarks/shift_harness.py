@@ -87,10 +87,28 @@ class FilledCache:
             order = torch.randperm(num_visual, generator=selection.pruning.generator())
             cache.prune(s, order[kept:], 0)
         anchor = RandomAnchor(s, cache.shift.base_indices[s, :int(cache.shift.base_len[s])])
+        self._runner.expect([seq])
         self._runner._shift.begin(seq, anchor)
+        self._runner._returns.begin(seq)
         seq.next_position = PROMPT_TEXT_TOKENS + math.isqrt(num_visual)
         seq.new_ids.append(FIRST_ID)
         return seq
+
+    @property
+    def weight_bytes(self) -> int:
+        """Weights that a step reads, whatever its batch."""
+        return self._runner._weight_bytes
+
+    def decode(self, sequences: list[Sequence]) -> np.ndarray:
+        """One decode step of a batch, and the next tokens; returns the logits."""
+        logits = self._runner.decode(sequences)
+        for seq in sequences:
+            seq.new_ids.append(FIRST_ID + len(seq.new_ids))
+        return logits
+
+    def release(self, seq: Sequence) -> None:
+        """Give its place in the cache back."""
+        self._cache.release(seq.seq_idx)
 
     def step(self, seq: Sequence) -> Step:
         """One decode step and the next token; what the scheduler does for one request."""
@@ -100,9 +118,8 @@ class FilledCache:
         group = int(self._cache.layer_to_group[seq.seq_idx, -1])
         visible = len(self._cache.visible_slots(seq.seq_idx, group))
         started = time.perf_counter()
-        logits = self._runner.decode([seq])
+        logits = self.decode([seq])
         ms = 1e3 * (time.perf_counter() - started)
-        seq.new_ids.append(FIRST_ID + len(seq.new_ids))
         quiet = "expanded" if is_expanded and progress.is_watched else "quiet"
         return Step("swap" if progress.triggers > triggers else quiet, ms,
                     progress.bytes_read - bytes_read, visible, logits)
@@ -114,7 +131,7 @@ class FilledCache:
             first = self.step(seq)
             return [first, *(replace(self.step(seq), logits=None) for _ in range(count))]
         finally:
-            self._cache.release(seq.seq_idx)
+            self.release(seq)
 
 
 def random_picture(num_tokens: int) -> ProcessedImage:

@@ -4,28 +4,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pydstp.errors import PromptError
 from pydstp.models.config import VLMConfig
 from pydstp.models.internvl_vision import InternVisionTower, Projector
 from pydstp.models.plans import Context
-from pydstp.models.qwen3 import Decoder, DeepStack
-from pydstp.models.visual_tokens import VisionOutput, place_visual_tokens
+from pydstp.models.visual_tokens import VisionLanguageModel, VisionOutput
 
 
-class InternVL(nn.Module):
-    """Everything between pixel rows and logits.
-
-    tied: the checkpoint holds no head of its own; the embedding table serves.
-    """
+class InternVL(VisionLanguageModel):
+    """The family's parts put together."""
 
     def __init__(self, config: VLMConfig, tied: bool) -> None:
-        super().__init__()
-        self.config = config
-        self.visual = InternVisionTower(config.vision)
+        super().__init__(config, tied, InternVisionTower(config.vision))
         self.projector = Projector(config.vision)
-        self.language_model = Decoder(config.text, tied)
 
     def encode_images(
         self,
@@ -42,10 +35,8 @@ class InternVL(nn.Module):
         side = self.config.vision.tile_side
         if set(grids) != {(side, side)}:
             raise PromptError(f"grids: expected tiles of {side} x {side} patches, got {grids}")
-        expected = len(grids) * side**2, self.config.vision.patch_dim
-        if tuple(pixel_values.shape) != expected:
-            raise PromptError(f"pixel_values: expected {expected}, got {tuple(pixel_values.shape)}")
-        vision = self.visual(pixel_values, ctx.check, observe)
+        self.check_rows(pixel_values, grids)
+        vision = self.visual(pixel_values, ctx, observe)
         return replace(vision, rows=self.projector(vision.rows))
 
     def positions(
@@ -57,10 +48,3 @@ class InternVL(nn.Module):
         """
         end = start + len(input_ids)
         return torch.arange(start, end), end
-
-    def embed(
-        self, input_ids: Tensor, vision: VisionOutput | None = None
-    ) -> tuple[Tensor, DeepStack | None]:
-        """Prompt embeddings with the visual tokens in place, see `place_visual_tokens`."""
-        image_token_id = self.config.image_token_id
-        return place_visual_tokens(self.language_model, input_ids, image_token_id, vision)

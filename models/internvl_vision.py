@@ -8,14 +8,14 @@ blocks each tile has one row more, its class token, which comes first.
 Source: transformers 5.23, models/internvl/modeling_internvl.py.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pydstp.models.attention import attend
 from pydstp.models.config import InternVisionConfig
 from pydstp.models.gemm import Dense, gemm
+from pydstp.models.plans import Context
 from pydstp.models.vision_positions import merge_block_order
 from pydstp.models.vision_statistics import class_attention, mean_keys
 from pydstp.models.visual_tokens import VisionOutput, block_index
@@ -66,17 +66,16 @@ class InternAttention(nn.Module):
         self.k_norm = VisionRMSNorm(width, QK_NORM_EPS) if config.qk_norm else nn.Identity()
         self.proj = Dense(width, width)
 
-    def forward(self, x: Tensor, num_tiles: int) -> Tensor:
+    def forward(self, x: Tensor, num_tiles: int, ctx: Context) -> Tensor:
         """x: [num_rows, hidden_size] of equally many rows per tile -> same shape."""
-        out = F.scaled_dot_product_attention(*self.project(x, num_tiles))
-        return self.proj(out.transpose(1, 2).reshape(x.shape))
+        tiles = [len(x) // num_tiles] * num_tiles
+        return self.proj(attend(*self.project(x), segments=tiles, pool=ctx.pool).flatten(1))
 
-    def project(self, x: Tensor, num_tiles: int) -> tuple[Tensor, Tensor, Tensor]:
-        """x: [num_rows, hidden_size] -> q, k, v: [num_tiles, num_heads, rows, head_dim]."""
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x: [num_rows, hidden_size] -> q, k, v: [num_rows, num_heads, head_dim]."""
         q, k, v = self.qkv(x).chunk(3, dim=1)
         parts = self.q_norm(q), self.k_norm(k), v
-        shape = num_tiles, len(x) // num_tiles, self.num_heads, -1
-        return tuple(part.reshape(shape).transpose(1, 2) for part in parts)
+        return tuple(part.unflatten(1, (self.num_heads, -1)) for part in parts)
 
 
 class InternMLP(nn.Module):
@@ -105,16 +104,17 @@ class InternBlock(nn.Module):
         self.ls1 = nn.Parameter(torch.empty(config.hidden_size))
         self.ls2 = nn.Parameter(torch.empty(config.hidden_size))
 
-    def forward(self, x: Tensor, num_tiles: int) -> Tensor:
+    def forward(self, x: Tensor, num_tiles: int, ctx: Context) -> Tensor:
         """x: [num_rows, hidden_size] -> same shape."""
-        x = x + self.ls1 * self.attn(self.norm1(x), num_tiles)
+        x = x + self.ls1 * self.attn(self.norm1(x), num_tiles, ctx)
         return x + self.ls2 * self.mlp(self.norm2(x))
 
     def observe(self, x: Tensor, num_tiles: int, merge_unit: int) -> tuple[Tensor, Tensor]:
         """The class token's attention to visual tokens, and their keys; see `VisionOutput`."""
-        q, k, _ = self.attn.project(self.norm1(x), num_tiles)
-        keys = k[:, :, 1:].transpose(1, 2).flatten(0, 1)
-        return class_attention(q[:, :, 0], k, merge_unit), mean_keys(keys, merge_unit)
+        parts = self.attn.project(self.norm1(x))
+        q, k = (part.unflatten(0, (num_tiles, -1)) for part in parts[:2])
+        keys = mean_keys(k[:, 1:].flatten(0, 1), merge_unit)
+        return class_attention(q[:, 0], k.transpose(1, 2), merge_unit), keys
 
 
 class InternVisionTower(nn.Module):
@@ -129,23 +129,22 @@ class InternVisionTower(nn.Module):
         self.blocks = nn.ModuleList(InternBlock(config) for _ in range(config.depth))
 
     def forward(
-        self, pixel_values: Tensor, check: Callable[[], None], observe: int | None = None
+        self, pixel_values: Tensor, ctx: Context, observe: int | None = None
     ) -> VisionOutput:
         """pixel_values: [num_patches, patch_dim], whole tiles -> `VisionOutput` whose rows are
         [num_visual, 4 * hidden_size], what the projector reads.
 
-        check: called before every block; what it raises ends the forward. observe: a block,
-        negative from the end, whose attention is reported. Raises OptionError for one that the
-        tower does not have.
+        observe: a block, negative from the end, whose attention is reported. Raises OptionError for
+        one that the tower does not have, and whatever ctx.check raises.
         """
         observed = block_index(observe, len(self.blocks))
         num_tiles = len(pixel_values) // self.config.tile_side**2
         x, seen = self.embed(pixel_values, num_tiles), (None, None)
         for index, block in enumerate(self.blocks):
-            check()
+            ctx.check()
             if index == observed:
                 seen = block.observe(x, num_tiles, self.config.merge_unit)
-            x = block(x, num_tiles)
+            x = block(x, num_tiles, ctx)
         patches = x.view(num_tiles, -1, self.config.hidden_size)[:, 1:]
         return VisionOutput(patches.reshape(-1, self.config.merge_unit * x.shape[1]), [], *seen)
 

@@ -8,7 +8,7 @@ from pydstp.models.plans import Context, Plan
 
 
 class Linear(nn.Module):
-    """x @ weight.T, no bias. weight: [out_features, in_features]."""
+    """x @ weight.T, no bias. weight: [out_features, in_features], a `QuantisedMatrix` in 8 bits."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()

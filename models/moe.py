@@ -10,7 +10,7 @@ from pydstp.models.plans import Context, Plan
 
 
 class Experts(nn.Module):
-    """All experts of a layer.
+    """All experts of a layer; in 8 bits, each parameter is a `QuantisedMatrix` for every expert.
 
     gate_up_proj: [num_experts, 2 * moe_intermediate_size, hidden_size], gate rows first.
     down_proj: [num_experts, hidden_size, moe_intermediate_size].
@@ -53,6 +53,9 @@ class SparseMLP(nn.Module):
 
         A row adds up its experts in ascending order, whatever the other rows chose.
         """
+        return ops.compute(self._mix, x, plan, ctx)
+
+    def _mix(self, x: Tensor, plan: Plan, ctx: Context) -> Tensor:
         weights, expert_indices = self.route(x, plan, ctx)
         out = torch.zeros_like(x)
         for expert_idx in expert_indices.unique().tolist():

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from pydstp import ops
-from pydstp.models.gemm import gemm
+from pydstp.models.attention import attend, masked_attention
+from pydstp.models.gemm import gemm, linear, quantised_gemm
 
 
 @dataclass(frozen=True)
@@ -43,26 +44,32 @@ class PrefillPlan:
 
     seq_idx: the sequence. seq_idx_rows: [num_tokens] int32, seq_idx for every row.
     slot_idx: [num_tokens] int32, where the K/V of each row is stored; -1 stores nothing.
-    context_slots: [num_context] int32, slots the rows may see, their own among them, and mask:
-    [num_tokens, num_context] bool, True where row i sees slot j. None: causal among the rows.
-    queries: per layer, rows whose query is copied out, and where to, [num_heads, head_dim].
+    context_slots: [num_context] int32, slots the rows may see, their own among them; None: causal
+    among the rows. visible_len: [num_tokens] int32, row i sees so many of them, the first ones.
+    mask: [num_tokens, num_context] bool in its place, True where row i sees slot j: any pattern, at
+    the library's speed.
+    queries: per layer, rows whose query is copied out, and where to, [num_heads, head_dim]; a slice
+    of rows goes to [num_rows, num_heads, head_dim].
     """
 
     seq_idx: int
     seq_idx_rows: Tensor
     slot_idx: Tensor
     context_slots: Tensor | None = None
+    visible_len: Tensor | None = None
     mask: Tensor | None = None
-    queries: Mapping[int, Sequence[tuple[int, Tensor]]] = field(default_factory=dict)
+    queries: Mapping[int, Sequence[tuple[int | slice, Tensor]]] = field(default_factory=dict)
 
-    def linear(self, x: Tensor, weight: Tensor, ctx: Context) -> Tensor:
+    def linear(self, x: Tensor, weight: Tensor | ops.QuantisedMatrix, ctx: Context) -> Tensor:
         """x: [num_tokens, in_features] -> [num_tokens, out_features]."""
+        if isinstance(weight, ops.QuantisedMatrix):
+            return quantised_gemm(x, weight, ctx.pool)
         return gemm(x, weight)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, cache: KVArenas, layer_idx: int, ctx: Context
     ) -> Tensor:
-        """Each row reads what its mask shows (k and v are in the arenas already).
+        """Each row reads what the plan shows it (k and v are in the arenas already).
 
         q: [num_tokens, num_heads, head_dim]; k, v: [num_tokens, num_kv_heads, head_dim]
         -> [num_tokens, num_heads, head_dim].
@@ -73,22 +80,23 @@ class PrefillPlan:
             arenas = cache.visual[layer_idx], cache.text[layer_idx]
             rows = ops.gather_kv(*arenas, self.seq_idx, self.context_slots, pool=ctx.pool)
             k, v = rows.unbind(1)
-        heads_first = [t.transpose(0, 1).unsqueeze(0) for t in (q, k, v)]
-        out = F.scaled_dot_product_attention(
-            *heads_first, attn_mask=self.mask, is_causal=self.mask is None, enable_gqa=True
-        )
-        return out.squeeze(0).transpose(0, 1)
+        if self.mask is not None:
+            return masked_attention(q, k, v, self.mask)
+        visible_len = self.visible_len
+        if visible_len is None:
+            visible_len = torch.arange(1, len(q) + 1, dtype=torch.int32, device=q.device)
+        return attend(q, k, v, pool=ctx.pool, visible_len=visible_len)
 
 
 @dataclass(frozen=True)
 class Returns:
     """What lets pruned tokens join a layer's attention in the step that needs them.
 
-    sketches: one per layer. reserve_indices: [max_batch, visual_capacity]; reserve_len,
-    max_returned, per_head, mass: [max_batch], see `ops.attention_with_return`. returned_indices:
-    [num_layers, max_batch, num_kv_heads, capacity] and returned_len: [num_layers, max_batch,
-    num_kv_heads], written, by row of the batch. Layers of other groups than reserve_group return
-    nothing.
+    sketches: one per layer. max_returned: [num_layers, max_batch]. reserve_indices: [max_batch,
+    visual_capacity]; reserve_len, per_head, mass: [max_batch], see `ops.attention_with_return`.
+    returned_indices: [num_layers, max_batch, num_kv_heads, capacity] and returned_len: [num_layers,
+    max_batch, num_kv_heads], written, by row of the batch. Layers of other groups than
+    reserve_group return nothing.
     """
 
     sketches: Sequence[ops.KeySketch]
@@ -109,7 +117,7 @@ class Returns:
             "sketch": self.sketches[layer_idx],
             "reserve_indices": self.reserve_indices,
             "reserve_len": self.reserve_len,
-            "max_returned": self.max_returned,
+            "max_returned": self.max_returned[layer_idx],
             "per_head": self.per_head,
             "mass": self.mass,
             "returned_indices": self.returned_indices[layer_idx, :batch],
@@ -147,9 +155,9 @@ class DecodePlan:
     queries: Tensor | None = None
     returns: Returns | None = None
 
-    def linear(self, x: Tensor, weight: Tensor, ctx: Context) -> Tensor:
+    def linear(self, x: Tensor, weight: Tensor | ops.QuantisedMatrix, ctx: Context) -> Tensor:
         """x: [batch, in_features] -> [batch, out_features]; a row's bits do not depend on batch."""
-        return ops.linear(x, weight, pool=ctx.pool)
+        return linear(x, weight, ctx.pool)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, cache: KVArenas, layer_idx: int, ctx: Context
@@ -160,7 +168,7 @@ class DecodePlan:
         """
         is_monitored = layer_idx in self.monitored
         if is_monitored:
-            self.queries[layer_idx, : len(q)].copy_(q)
+            ops.perform(self.queries[layer_idx, : len(q)].copy_, q)
         arenas = cache.visual[layer_idx], cache.text[layer_idx]
         reads = self.reads(layer_idx, q.shape[-1], ctx)
         reads["monitor"] = self.monitor if is_monitored else None

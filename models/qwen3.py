@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from pydstp import ops
 from pydstp.models.config import TextConfig
+from pydstp.models.gemm import linear
 from pydstp.models.layers import GatedMLP, Linear, RMSNorm
 from pydstp.models.moe import SparseMLP
 from pydstp.models.mrope import rotary_table
@@ -72,14 +73,27 @@ class DecoderLayer(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, layer_idx: int, cos_sin: Tensor, cache: KVArenas, plan: Plan, ctx: Context
+        self,
+        x: Tensor,
+        behind: Tensor | None,
+        layer_idx: int,
+        cos_sin: Tensor,
+        cache: KVArenas,
+        plan: Plan,
+        ctx: Context,
     ) -> Tensor:
-        """x: [num_tokens, hidden_size] -> the same tensor, changed in place."""
+        """Adds what the layer before left behind to x, in place; returns what this one leaves.
+
+        x, behind, result: [num_tokens, hidden_size].
+        """
         ctx.check()
-        normed = self.input_layernorm(x, ctx)
+        if behind is None:
+            normed = self.input_layernorm(x, ctx)
+        else:
+            normed = self.input_layernorm(behind, ctx, residual=x)
         attended = self.self_attn(normed, layer_idx, cos_sin, cache, plan, ctx)
         normed = self.post_attention_layernorm(attended, ctx, residual=x)  # adds attended to x
-        return x.add_(self.mlp(normed, plan, ctx))
+        return self.mlp(normed, plan, ctx)
 
 
 class Decoder(nn.Module):
@@ -98,6 +112,9 @@ class Decoder(nn.Module):
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """input_ids: [num_tokens] integers below vocab_size -> [num_tokens, hidden_size]."""
+        table = self.embed_tokens.weight
+        if isinstance(table, ops.QuantisedMatrix):
+            return table.rows(input_ids).to(self.norm.weight.dtype)
         return self.embed_tokens(input_ids)
 
     def rotary(self, positions: Tensor) -> Tensor:
@@ -123,10 +140,14 @@ class Decoder(nn.Module):
         cos_sin: from `rotary`, one row per token. deepstack: at prefill only.
         Raises whatever ctx.check raises; K/V of the layers finished by then are in the cache.
         """
-        x = x.clone()
+        x, behind = ops.compute(Tensor.clone, x), None
         for layer_idx in layers:
-            x = self.layers[layer_idx](x, layer_idx, cos_sin, cache, plan, ctx)
-            x = deepstack.add(x, layer_idx) if deepstack else x
+            with ops.scratch():
+                behind = self.layers[layer_idx](x, behind, layer_idx, cos_sin, cache, plan, ctx)
+            if deepstack:
+                x, behind = deepstack.add(x.add_(behind), layer_idx), None
+        if behind is not None:
+            ops.perform(x.add_, behind)
         return x
 
     def logits(self, x: Tensor, ctx: Context) -> Tensor:
@@ -135,5 +156,4 @@ class Decoder(nn.Module):
         Final norm and head; a row's bits do not depend on the other rows.
         """
         head = self.embed_tokens if self.lm_head is None else self.lm_head
-        x = self.norm(x, ctx)
-        return ops.linear(x, head.weight, pool=ctx.pool).float()
+        return linear(self.norm(x, ctx), head.weight, ctx.pool).float()

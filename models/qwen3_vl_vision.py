@@ -6,12 +6,13 @@ stand next to each other, images one after the other.
 
 from collections.abc import Callable, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pydstp.models.attention import attend
 from pydstp.models.config import VisionConfig
 from pydstp.models.gemm import Dense, gemm
+from pydstp.models.plans import Context
 from pydstp.models.vision_positions import axial_rotary, interpolated_positions, rotate
 from pydstp.models.vision_statistics import attention_received, mean_keys
 from pydstp.models.visual_tokens import VisionOutput, block_index
@@ -42,12 +43,10 @@ class VisionAttention(nn.Module):
         self.qkv = Dense(config.hidden_size, 3 * config.hidden_size)
         self.proj = Dense(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, cos_sin: Tensor, segments: list[int]) -> Tensor:
+    def forward(self, x: Tensor, cos_sin: Tensor, segments: list[int], ctx: Context) -> Tensor:
         """x: [num_patches, hidden_size], segments: patches of each image -> same shape as x."""
-        q, k, v = self.project(x, cos_sin)
-        per_image = zip(*(t.transpose(0, 1).split(segments, dim=1) for t in (q, k, v)))
-        out = [F.scaled_dot_product_attention(*(t.unsqueeze(0) for t in qkv)) for qkv in per_image]
-        return self.proj(torch.cat(out, dim=2).squeeze(0).transpose(0, 1).flatten(1))
+        out = attend(*self.project(x, cos_sin), segments=segments, pool=ctx.pool)
+        return self.proj(out.flatten(1))
 
     def project(self, x: Tensor, cos_sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x: [num_patches, hidden_size] -> q, k, v: [num_patches, num_heads, head_dim]; q and k
@@ -79,9 +78,9 @@ class VisionBlock(nn.Module):
         self.attn = VisionAttention(config)
         self.mlp = VisionMLP(config)
 
-    def forward(self, x: Tensor, cos_sin: Tensor, segments: list[int]) -> Tensor:
+    def forward(self, x: Tensor, cos_sin: Tensor, segments: list[int], ctx: Context) -> Tensor:
         """x: [num_patches, hidden_size] -> same shape."""
-        x = x + self.attn(self.norm1(x), cos_sin, segments)
+        x = x + self.attn(self.norm1(x), cos_sin, segments, ctx)
         return x + self.mlp(self.norm2(x))
 
     def observe(
@@ -136,14 +135,13 @@ class VisionTower(nn.Module):
         self,
         pixel_values: Tensor,
         grids: Sequence[tuple[int, int]],
-        check: Callable[[], None],
+        ctx: Context,
         observe: int | None = None,
     ) -> VisionOutput:
         """pixel_values: [num_patches, patch_dim]; grids: (height, width) in patches per image.
 
-        check: called before every block; what it raises ends the forward. observe: a block,
-        negative from the end, whose attention is reported. Raises OptionError for one that the
-        tower does not have.
+        observe: a block, negative from the end, whose attention is reported. Raises OptionError for
+        one that the tower does not have, and whatever ctx.check raises.
         """
         observed = block_index(observe, len(self.blocks))
         taps, segments = self.config.deepstack_visual_indexes, [h * w for h, w in grids]
@@ -151,10 +149,10 @@ class VisionTower(nn.Module):
         cos_sin = axial_rotary(grids, self.config)
         deepstack, seen = [], (None, None)
         for block_idx, block in enumerate(self.blocks):
-            check()
+            ctx.check()
             if block_idx == observed:
-                seen = block.observe(x, cos_sin, segments, self.config.merge_unit, check)
-            x = block(x, cos_sin, segments)
+                seen = block.observe(x, cos_sin, segments, self.config.merge_unit, ctx.check)
+            x = block(x, cos_sin, segments, ctx)
             if block_idx in taps:
                 deepstack.append(self.deepstack_merger_list[taps.index(block_idx)](x))
         return VisionOutput(self.merger(x), deepstack, *seen)

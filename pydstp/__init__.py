@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         register_pruner,
     )
     from pydstp.selection import SelectionParams
-    from pydstp.shift import DSTP, SketchReturn
+    from pydstp.shift import DSTP, DyCoke, SketchReturn, VisionPulse
 
 __version__ = "0.1.0"
 
@@ -47,7 +47,7 @@ _HOME = {
     "pruning": ("MergePlan", "Pruner", "PruningConfig", "Selection", "VisualTokens",
                 "available_pruners", "register_pruner"),
     "selection": ("SelectionParams",),
-    "shift": ("DSTP", "SketchReturn"),
+    "shift": ("DSTP", "DyCoke", "SketchReturn", "VisionPulse"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -19,8 +19,8 @@ from pydstp.chat_template import ChatTemplate
 from pydstp.errors import PromptError
 from pydstp.tokenizer import Tokenizer
 
-__all__ = ["ChatTemplate", "EncodedPrompt", "build_prompt", "split_thinking", "to_messages"]
-
+__all__ = ["ChatTemplate", "EncodedPrompt", "build_prompt", "split_thinking", "texts_in",
+           "to_messages"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def build_prompt(template: ChatTemplate, tokenizer: Tokenizer,
         PromptError: the template fails, or writes more or fewer placeholders than there are
             pictures.
     """
-    marker = _unused_character([template.source, *_texts_in(messages)])
+    marker = _unused_character([template.source, *texts_in(messages)])
     marked = [_mark_message(message, tokenizer, marks, marker) for message in messages]
     rendered = _with_tokens(template.render(marked, **variables), marks)
     input_ids = _encode(rendered, tokenizer, marker)
@@ -149,7 +149,8 @@ def _map_texts(content: Any, function: Callable[[str], str]) -> Any:
             for item in content]
 
 
-def _texts_in(messages: Iterable[Mapping[str, Any]]) -> list[str]:
+def texts_in(messages: Iterable[Mapping[str, Any]]) -> list[str]:
+    """All texts of messages, in order."""
     texts: list[str] = []
     for message in messages:
         for key, value in message.items():

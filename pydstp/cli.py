@@ -60,6 +60,9 @@ SAMPLING_FLAGS: Flags = (
     ("--logprobs", {"type": int, "metavar": "N", "help": "with --json: also the N best tokens"}),
 )
 
+WEIGHTS_FLAG = ("--weights", {"metavar": "KIND", "help": "float (default), or int8: the decoder's "
+                              "matrices in 8 bits, quantised while they are loaded"})
+
 ENGINE_FLAGS: Flags = (
     ("--max-visual-tokens", {"type": int, "help": "visual tokens over all pictures"}),
     ("--max-text-tokens", {"type": int, "help": "all other tokens, prompt and answers"}),
@@ -68,6 +71,7 @@ ENGINE_FLAGS: Flags = (
                       "`checkpoint` takes the checkpoint's own limit"}),
     ("--max-tiles", {"type": int, "help": "where pictures are cut into tiles, at most so many"}),
     ("--num-threads", {"type": int, "help": "default: the processors of this process"}),
+    WEIGHTS_FLAG,
 )
 
 
@@ -118,6 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="say what a checkpoint is and whether it loads")
     inspect.add_argument("path", metavar="PATH")
     inspect.add_argument("--json", action="store_true", help="print the report as JSON")
+    add_flags(inspect, (WEIGHTS_FLAG,))
     inspect.set_defaults(run=run_inspect)
     demo = add_demo(commands)
     add_experiment_commands(commands)
@@ -147,7 +152,7 @@ def add_engine_flags(command: argparse.ArgumentParser) -> None:
     add_flags(command.add_argument_group("engine"), ENGINE_FLAGS)
 
 
-def add_flags(group: argparse._ArgumentGroup, flags: Flags) -> None:
+def add_flags(group: argparse._ActionsContainer, flags: Flags) -> None:
     """Add flags whose default is None: what is not given is left to the dataclass."""
     for name, options in flags:
         metavar = {"metavar": "N"} if options.get("type") in (int, float, pixels) else {}
@@ -212,7 +217,7 @@ def run_inspect(options: argparse.Namespace) -> int:
     from pydstp.preparation import READERS
     from pydstp.weights import inspect
 
-    found = inspect(options.path, READERS)
+    found = inspect(options.path, READERS, **given(options, (WEIGHTS_FLAG,)))
     print(json.dumps(found.to_dict(), indent=2) if options.json else found.to_text())
     return EXIT_WRONG if found.problems else EXIT_OK
 

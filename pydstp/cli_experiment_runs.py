@@ -69,7 +69,7 @@ def _settings(options: argparse.Namespace) -> list[Setting]:
     """The rows that the flags of `eval` ask for."""
     from pydstp.config import require_int
     from pydstp.experiments import settings
-    from pydstp.experiments.session import count_layers
+    from pydstp.experiments.startup import count_layers
     from pydstp.selection import SelectionParams
 
     methods = settings.parse_methods(options.methods)
@@ -81,6 +81,8 @@ def _settings(options: argparse.Namespace) -> list[Setting]:
     require_int("--fastv-layer", layer, 1, num_layers - 1)
     if options.pareto is not None:
         rows = settings.pareto(methods, ratios, layer)
+    elif options.sketch_sweep:
+        rows = settings.sketch_sweep(methods, ratios, layer)
     else:
         rows = settings.grid(methods, ratios, policies, layer)
         rows += settings.ablation(methods, ratios, layer) if options.ablation else []
@@ -199,11 +201,13 @@ def _groups_to_analyze(options: argparse.Namespace) -> dict[str, Any]:
 
 def _base_and_policy(options: argparse.Namespace) -> tuple[PruningConfig, DSTP, int]:
     """The base method (FastV at one third by default), the policy on it, layers of the model."""
-    from pydstp.experiments.session import count_layers, default_method
+    from pydstp.experiments.startup import count_layers, default_method
+    from pydstp.shift import DSTP
 
     pruning, shift = pruning_of(options), shift_of(options)
-    if shift is None:
-        raise OptionError("--shift: expected dstp, recommended or a file, got 'none'")
+    if not isinstance(shift, DSTP):
+        raise OptionError("--shift: expected dstp, recommended or a file, got "
+                          f"{options.shift or 'none'!r}")
     num_layers = count_layers(options.model)
     return pruning or default_method(num_layers), shift, num_layers
 
@@ -214,10 +218,10 @@ def _asker(options: argparse.Namespace, total: int | None) -> Iterator[Asker]:
     from tqdm import tqdm
 
     from pydstp.experiments.runs import Asker
-    from pydstp.experiments.session import open_engine
+    from pydstp.experiments.startup import open_engine
 
     engine = open_engine(options.model, options.dtype, options.batch, options.max_new_tokens,
-                         options.max_visual_tokens, loading_bar())
+                         options.max_visual_tokens, loading_bar(), options.weights)
     with engine, cancelled_by_ctrl_c() as cancel, tqdm(
             total=total, unit=" questions", leave=False, disable=None) as bar:
         yield Asker(engine, options.batch, options.max_new_tokens, cancel, bar.update)
@@ -226,7 +230,7 @@ def _asker(options: argparse.Namespace, total: int | None) -> Iterator[Asker]:
 def _start_record(options: argparse.Namespace, flag: str, path: Any) -> dict[str, Any]:
     """The head of a record, once it is sure that it can be written."""
     from pydstp.experiments.record import require_writable
-    from pydstp.experiments.session import start_record
+    from pydstp.experiments.startup import start_record
 
     if path is not None:
         require_writable(flag, path)

@@ -24,14 +24,17 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--ratios", default="0.666,0.333,0.2,0.1", metavar="R,R",
                          help="shares to keep, as decimals or fractions (default: %(default)s)")
     command.add_argument("--shift", default="none,dstp,recommended", metavar="NAMES",
-                         help="none, dstp, recommended, or files that `pydstp calibrate` wrote "
-                         "(default: %(default)s)")
+                         help="none, dstp, recommended, sketch, visionpulse, dycoke, or files that "
+                         "`pydstp calibrate` wrote (default: %(default)s)")
     command.add_argument("--ablation", action="store_true",
                          help="also the paper's rows: triggers and swaps, at 0.333 kept")
+    command.add_argument("--sketch-sweep", action="store_true", help="instead of the grid: "
+                         "SketchReturn with one option changed at a time")
     command.add_argument("--pareto", metavar="PNG", help="instead of the grid: sweep the options "
                          "of DSTP for one method and ratio, and plot accuracy against cost")
-    command.add_argument("--fastv-layer", type=int, metavar="K", help="fastv prunes before layer "
-                         "K; default: 1 in models under ten layers, else 2")
+    command.add_argument("--fastv-layer", type=int, metavar="K", help="fastv and other methods "
+                         "inside the decoder prune before layer K; default: 1 in models under "
+                         "ten layers, else 2")
     command.add_argument("--reserve", default="auto",
                          choices=("auto", "full", "side", "lazy", "deferred"),
                          help="when pruned tokens get keys and values (default: %(default)s)")
@@ -96,3 +99,4 @@ def _add_common_flags(command: argparse.ArgumentParser, n: int) -> None:
     command.add_argument("--max-visual-tokens", type=int, default=512, metavar="N",
                          help="of one question (default: %(default)s)")
     command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
+    command.add_argument("--weights", default="float", metavar="KIND", help="float or int8")

@@ -11,7 +11,7 @@ from pydstp.errors import OptionError
 
 if TYPE_CHECKING:
     from pydstp.pruning import PruningConfig
-    from pydstp.shift import DSTP
+    from pydstp.shift import Shift
 
 # What PruningConfig takes beside the options of a method.
 FLAGS_OF = {"name": "--pruning", "retention_ratio": "--retention-ratio", "num_kept": "--num-kept"}
@@ -21,13 +21,15 @@ def add_selection_flags(command: argparse.ArgumentParser) -> None:
     """Add the flags of a command that loads a model."""
     group = command.add_argument_group("visual tokens")
     group.add_argument("--pruning", metavar="METHOD", help="prune visual tokens at prefill; "
-                       "none, random, fastv, divprune, visionzip, or a registered method")
+                       "a name of docs/experiments.md such as random, fastv or divprune, or of a "
+                       "registered method")
     group.add_argument("--retention-ratio", type=float, metavar="R", help="share to keep, (0, 1]")
     group.add_argument("--num-kept", type=int, metavar="K", help="number to keep instead")
     group.add_argument("--pruning-option", action="append", default=[], metavar="NAME=VALUE",
                        help="an option of the method; repeatable")
-    group.add_argument("--shift", metavar="POLICY", help="bring tokens back while decoding: none, "
-                       "dstp, recommended, sketch, or a file that `pydstp calibrate` wrote")
+    group.add_argument("--shift", metavar="POLICY", help="which tokens decoding reads: none, dstp, "
+                       "recommended, sketch, visionpulse, dycoke, or a file that `pydstp "
+                       "calibrate` wrote")
     group.add_argument("--shift-option", action="append", default=[], metavar="NAME=VALUE",
                        help="an option of the policy, such as threshold=0.8; repeatable")
     group.add_argument("--reserve", default="auto",
@@ -60,17 +62,18 @@ def pruning_of(options: argparse.Namespace) -> PruningConfig | None:
     return PruningConfig(options.pruning, options.retention_ratio, options.num_kept, **own)
 
 
-def shift_of(options: argparse.Namespace) -> DSTP | None:
+def shift_of(options: argparse.Namespace) -> Shift | None:
     """The shift policy of the flags."""
-    from pydstp.shift import DSTP, SketchReturn
+    from pydstp.shift import DSTP, DyCoke, SketchReturn, VisionPulse
 
     changes = parse_options("--shift-option", options.shift_option)
     if options.shift in (None, "none"):
         if changes:
             raise OptionError("--shift-option: expected --shift POLICY with it")
         return None
-    if options.shift == "sketch":
-        return SketchReturn(**changes)
+    plain = {"sketch": SketchReturn, "visionpulse": VisionPulse, "dycoke": DyCoke}
+    if options.shift in plain:
+        return plain[options.shift](**changes)
     named = {"dstp": DSTP, "recommended": DSTP.recommended}
     policy = named[options.shift]() if options.shift in named else DSTP.from_file(options.shift)
     return DSTP(**{**policy.to_dict(), **changes})

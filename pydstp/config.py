@@ -13,6 +13,7 @@ from pydstp.errors import OptionError, show
 
 DEFAULT_MAX_NEW_TOKENS = 1024
 CPU_MAX_PIXELS = 1_300_000
+FLOAT, INT8 = WEIGHTS = ("float", "int8")
 _LARGEST_INT = 2**63 - 1
 _Class = TypeVar("_Class", bound=type)
 
@@ -71,6 +72,9 @@ class EngineConfig:
         max_tiles: where the model cuts pictures into tiles (InternVL), at most so many of each,
             the thumbnail not counted; None takes the checkpoint's number.
         num_threads: threads of the engine's own pool; None takes the processors of this process.
+        weights: "float" holds them in the engine's dtype; "int8" holds the matrices of the decoder
+            and its head in 8 bits, quantised as they are read, with one scale per row and 128
+            columns, and everything else as before.
     """
 
     max_batch: int = 4
@@ -82,6 +86,7 @@ class EngineConfig:
     max_pixels: int | Literal["checkpoint"] | None = None
     max_tiles: int | None = None
     num_threads: int | None = None
+    weights: Literal["float", "int8"] = FLOAT
 
     def __post_init__(self) -> None:
         require_int("max_batch", self.max_batch, 1, 1024)
@@ -97,6 +102,8 @@ class EngineConfig:
             require_int("max_tiles", self.max_tiles, 1)
         if self.num_threads is not None:
             require_int("num_threads", self.num_threads, 1, 1024)
+        if not isinstance(self.weights, str) or self.weights not in WEIGHTS:
+            raise OptionError(f"weights: expected 'float' or 'int8', got {show(self.weights)}")
 
 
 @names_unknown_options

@@ -91,7 +91,7 @@ class Chat:
             raise PydstpError("chat: expected an open chat, got one that was closed")
         if self._running_turn() is not None:
             raise PydstpError("chat: a turn is still running; read it to its end or close it")
-        images = self._preparation.read_images(image)
+        images = self._preparation.read_images(image, self._selection.pruning)
         content = [{"type": "image"} for _ in images] + [{"type": "text", "text": prompt}]
         message = {"role": "user", "content": content if images else prompt}
         seq = self._preparation.request([*self.messages, message], self._images + images,

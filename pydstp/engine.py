@@ -10,9 +10,9 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-from pydstp import ops, weights
+from pydstp import ops
 from pydstp.chat import PICTURE_MARKS, ChatTemplate
-from pydstp.config import EngineConfig, SamplingParams
+from pydstp.config import INT8, EngineConfig, SamplingParams
 from pydstp.conversation import Chat
 from pydstp.errors import CancelledError, CheckpointError, OptionError, PydstpError, show
 from pydstp.generation import CancelToken, Generation, one_reader
@@ -20,21 +20,15 @@ from pydstp.image_processors import open_image_processor
 from pydstp.kv_cache import CacheGeometry, KVCache
 from pydstp.models.config import VLMConfig
 from pydstp.models.config_reader import Section
-from pydstp.preparation import (
-    Preparation,
-    Prompt,
-    as_list,
-    is_batch,
-    require_type,
-    spread,
-)
+from pydstp.preparation import Preparation, Prompt, as_list, is_batch, require_type, spread
 from pydstp.pruning import PruningConfig
 from pydstp.runner import Runner
 from pydstp.scheduler import Scheduler
 from pydstp.selection import ENGINE_DEFAULT, SelectionParams
 from pydstp.sequence import Sequence
-from pydstp.shift import DSTP
+from pydstp.shift import Shift
 from pydstp.tokenizer import Tokenizer
+from pydstp.weights import Checkpoint, check_memory, load_model, open_checkpoint, resolve_dtype
 
 logger = logging.getLogger("pydstp")
 
@@ -50,8 +44,9 @@ class Engine:
         dtype: "auto" (bfloat16 from a billion parameters on, else float32), "bfloat16" or
             "float32".
         config: limits and resources.
+        weights: "float" or "int8"; given here it replaces the one of `config`.
         pruning: how visual tokens are pruned at prefill, unless a request says otherwise.
-        shift: the policy that brings pruned tokens back while decoding, likewise.
+        shift: the policy that says which tokens decoding reads, likewise.
         reserve: when pruned tokens get their keys and values, see `SelectionParams`, likewise.
         progress: called as `progress(tensors_done, tensors_total)` while weights are read.
 
@@ -65,33 +60,35 @@ class Engine:
     """
 
     def __init__(self, path: str | PathLike[str], device: str = "auto", dtype: str = "auto",
-                 config: EngineConfig | None = None, *, pruning: PruningConfig | None = None,
-                 shift: DSTP | None = None, reserve: str = "auto",
+                 config: EngineConfig | None = None, *, weights: str | None = None,
+                 pruning: PruningConfig | None = None, shift: Shift | None = None,
+                 reserve: str = "auto",
                  progress: Callable[[int, int], None] | None = None) -> None:
         if not isinstance(device, str) or device not in ("auto", "cpu"):
             raise OptionError(f"device: expected 'auto' or 'cpu', got {show(device)}")
         require_type("config", config, EngineConfig)
         require_type("progress", progress, Callable)
         self._selection = SelectionParams(pruning, shift, reserve)
-        self.config = config = config or EngineConfig()
-        checkpoint = weights.open_checkpoint(path)
+        config = config or EngineConfig()
+        self.config = config = config if weights is None else replace(config, weights=weights)
+        checkpoint = open_checkpoint(path)
         self.model_config = VLMConfig.from_dict(checkpoint.config, str(checkpoint.config_path))
-        self.dtype = weights.resolve_dtype(checkpoint, dtype)
+        self.dtype = resolve_dtype(checkpoint, dtype)
         geometry = _cache_geometry(self.model_config, config)
-        weights.check_memory(checkpoint, self.model_config, self.dtype,
-                             geometry.kv_bytes(self.dtype), max_batch=config.max_batch,
-                             max_visual_tokens=config.max_visual_tokens,
-                             max_text_tokens=config.max_text_tokens)
+        check_memory(checkpoint, self.model_config, self.dtype, geometry.kv_bytes(self.dtype),
+                     max_batch=config.max_batch, max_visual_tokens=config.max_visual_tokens,
+                     max_text_tokens=config.max_text_tokens, weights=config.weights)
         tokenizer = Tokenizer.from_checkpoint(checkpoint.path)
         self.model_config = _with_token_ids(self.model_config, tokenizer, checkpoint)
         self._preparation = _open_preparation(checkpoint, self.model_config, tokenizer, config)
-        model = weights.load_model(checkpoint, self.model_config, self.dtype, progress)
-        self._cache = KVCache(geometry, self.dtype)
         self._pool = ops.ThreadPool(config.num_threads or _num_processors())
+        model = load_model(checkpoint, self.model_config, self.dtype, progress,
+                           int8_pool=self._pool if config.weights == INT8 else None)
+        self._cache = KVCache(geometry, self.dtype)
         self._runner = Runner(model, self._cache, self._pool)
         self._scheduler = Scheduler(self._runner, self._cache)
         self._is_closed = False
-        logger.info("loaded %s as %s", path, self.dtype)
+        logger.info("loaded %s as %s, weights %s", path, self.dtype, config.weights)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -101,7 +98,7 @@ class Engine:
     def generate(self, image: Any, prompt: Prompt | list[Prompt],
                  sampling: SamplingParams | list[SamplingParams] | None = None, *,
                  pruning: PruningConfig | None = ENGINE_DEFAULT,
-                 shift: DSTP | None = ENGINE_DEFAULT, reserve: str = ENGINE_DEFAULT,
+                 shift: Shift | None = ENGINE_DEFAULT, reserve: str = ENGINE_DEFAULT,
                  log_steps: bool | str = False,
                  cancel: CancelToken | list[CancelToken | None] | None = None,
                  callback: TextCallback | None = None) -> Generation | list[Generation]:
@@ -151,7 +148,7 @@ class Engine:
 
     def stream(self, image: Any, prompt: Prompt, sampling: SamplingParams | None = None, *,
                pruning: PruningConfig | None = ENGINE_DEFAULT,
-               shift: DSTP | None = ENGINE_DEFAULT, reserve: str = ENGINE_DEFAULT,
+               shift: Shift | None = ENGINE_DEFAULT, reserve: str = ENGINE_DEFAULT,
                log_steps: bool | str = False, cancel: CancelToken | None = None) -> Stream:
         """Answer one prompt piece by piece; arguments and errors as for `generate`.
 
@@ -166,7 +163,7 @@ class Engine:
         return Stream(self._scheduler.run([seq]), seq)
 
     def chat(self, system: str | None = None, *, pruning: PruningConfig | None = ENGINE_DEFAULT,
-             shift: DSTP | None = ENGINE_DEFAULT, reserve: str = ENGINE_DEFAULT) -> Chat:
+             shift: Shift | None = ENGINE_DEFAULT, reserve: str = ENGINE_DEFAULT) -> Chat:
         """A conversation that keeps its cache between turns; it holds one of `max_batch`.
 
         Pictures of every turn are pruned as they come; every turn has an anchor of its own.
@@ -248,7 +245,7 @@ def _cache_geometry(model: VLMConfig, config: EngineConfig) -> CacheGeometry:
                          config.max_visual_tokens, config.max_text_tokens, text.num_heads)
 
 
-def _open_preparation(checkpoint: weights.Checkpoint, model: VLMConfig, tokenizer: Tokenizer,
+def _open_preparation(checkpoint: Checkpoint, model: VLMConfig, tokenizer: Tokenizer,
                       config: EngineConfig) -> Preparation:
     _check_generation_config(model, checkpoint)
     template = ChatTemplate.from_checkpoint(checkpoint.path)
@@ -258,7 +255,7 @@ def _open_preparation(checkpoint: weights.Checkpoint, model: VLMConfig, tokenize
 
 
 def _with_token_ids(model: VLMConfig, tokenizer: Tokenizer,
-                    checkpoint: weights.Checkpoint) -> VLMConfig:
+                    checkpoint: Checkpoint) -> VLMConfig:
     """The tokenizer and the model must mean the same by a placeholder, and ids must have rows.
 
     Where config.json names no image token, the tokenizer's counts.
@@ -280,7 +277,7 @@ def _with_token_ids(model: VLMConfig, tokenizer: Tokenizer,
     return replace(model, image_token_id=placeholder)
 
 
-def _check_generation_config(model: VLMConfig, checkpoint: weights.Checkpoint) -> None:
+def _check_generation_config(model: VLMConfig, checkpoint: Checkpoint) -> None:
     """Its end tokens must be ids of the model, its defaults values that sampling can take."""
     section = Section(checkpoint.generation_config, str(checkpoint.path / "generation_config.json"))
     for token_id in as_list(section.values.get("eos_token_id")):

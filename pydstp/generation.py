@@ -67,7 +67,8 @@ class ImageInfo:
         original_size: (width, height) in pixels, as it came (EXIF orientation applied).
         resized: (width, height) in pixels, as the vision tower saw it.
         num_tokens: visual tokens it became.
-        shrunk: True if `max_pixels`, the file's own limit or a lower one, made it smaller.
+        shrunk: True if `max_pixels`, the file's own limit or a lower one, or the pruning method
+            "resize" made it smaller.
         num_tiles: tiles it was cut into, a thumbnail among them; 1 where it stayed whole.
     """
 
@@ -101,13 +102,15 @@ class StepLog:
 
     Attributes:
         similarity: cosine of the watched attention with the anchor; None when nothing watches.
-        state: "base" or "expanded": what the step read.
-        visible, resident: visual tokens it read from the pruning point on, and those with keys and
-            values in memory.
+        state: "base", "expanded", or "selected" in the step itself: what it read.
+        visible, resident: visual tokens it read from the pruning point on (with VisionPulse above
+            the anchor layer), and those with keys and values in memory.
         came, went: slots that entered and left the visible list before or within this step.
         redone: whether the step was run a second time.
         attention: with log_steps="attention", the watched attention over the base set by slot,
             originals and then merged tokens; 0 outside it.
+        mass: VisionPulse: the share of attention, at its temperature, that the neediest head of the
+            anchor layer gave to the base set; None where the policy does not look at it.
     """
 
     similarity: float | None
@@ -118,6 +121,7 @@ class StepLog:
     went: tuple[int, ...]
     redone: bool
     attention: tuple[float, ...] | None = None
+    mass: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,9 +133,11 @@ class ShiftReport:
         reason: why the method did not prune, as a code: "no_method", "no_image",
             "retention_is_one" (all tokens would be kept); None where it did.
         retention_asked, retention_achieved: shares of the visual tokens; merged tokens count.
-        num_visual, kept: visual tokens of the sequence, and those in the base set.
+        num_visual, kept: visual tokens of the sequence, and those in the base set; with "resize"
+            num_visual counts what the pictures would have become.
         mean_visible: visual tokens that a decode step read, as a share of all, from the pruning
-            point on; mean_visible_all_layers counts the layers below it too, which read all.
+            point on, with VisionPulse above the anchor layer; mean_visible_all_layers counts the
+            layers below too, which read all, or the base set.
         triggers: how often the policy acted; trigger_steps: at which decode steps (the first
             step, which feeds the first new token, is 1).
         forwards_per_token: decode forwards per step; above 1 where steps were run again.

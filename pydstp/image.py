@@ -7,6 +7,7 @@ processor of Qwen2-VL), equal to it value by value where both resize with the sa
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -66,6 +67,23 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int,
     return new_height, new_width
 
 
+def smaller_grid(rows: int, cols: int, limit: int) -> tuple[int, int]:
+    """The largest grid of at most `limit` cells among those of nearly the same shape.
+
+    Its sides are `rows` and `cols` scaled alike to `limit` cells, each rounded down or up; a side
+    that would fall below one cell is one, and the other what is left. Of equally large grids the
+    one nearest in shape counts.
+    """
+    scale = math.sqrt(limit / (rows * cols))
+    height, width = rows * scale, cols * scale
+    if min(height, width) < 1:
+        return (1, min(cols, limit)) if height < width else (min(rows, limit), 1)
+    near = [(h, w) for h in (math.floor(height), math.ceil(height))
+            for w in (math.floor(width), math.ceil(width)) if h * w <= limit]
+    return max(near, key=lambda grid: (grid[0] * grid[1],
+                                       -abs(math.log(grid[0] * cols / (grid[1] * rows)))))
+
+
 @dataclass(frozen=True)
 class ImageProcessor:
     """How one checkpoint wants its pictures.
@@ -114,12 +132,15 @@ class ImageProcessor:
         _check_against_model(processor, section, Path(path))
         return processor
 
-    def preprocess(self, image: Image.Image, max_tokens: int | None = None) -> ProcessedImage:
+    def preprocess(self, image: Image.Image, max_tokens: int | None = None,
+                   budget: Callable[[int], int] | None = None) -> ProcessedImage:
         """Resize, normalise and cut a picture into patch rows.
 
         Args:
             image: an RGB image, as `load_image` returns it.
             max_tokens: visual tokens that there is room for, None for any number.
+            budget: how many it may become, from those of its own size; None leaves them all. See
+                `smaller_grid`.
 
         Raises:
             CapacityError: it would become more than `max_tokens`; it was not resized.
@@ -128,18 +149,20 @@ class ImageProcessor:
         require_rgb(image)
         width, height = image.size
         factor = self.patch_size * self.merge_size
-        new_height, new_width = smart_resize(
-            height, width, factor=factor, min_pixels=self.min_pixels, max_pixels=self.max_pixels)
-        grid = new_height // self.patch_size, new_width // self.patch_size
-        num_tokens = grid[0] * grid[1] // self.merge_size**2
-        require_room(num_tokens, max_tokens)
-        resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+        rows, cols = (side // factor for side in smart_resize(
+            height, width, factor=factor, min_pixels=self.min_pixels, max_pixels=self.max_pixels))
+        own = rows * cols
+        if budget is not None:
+            rows, cols = smaller_grid(rows, cols, budget(own))
+        require_room(rows * cols, max_tokens)
+        resized = image.resize((cols * factor, rows * factor), Image.Resampling.BICUBIC)
         rounded_area = round(height / factor) * round(width / factor) * factor**2
         return ProcessedImage(
             patches=self.levels.patch_rows(np.asarray(resized), self.patch_size, self.merge_size,
-                                           self.temporal_patch_size), grid=grid,
-            num_tokens=num_tokens, original_size=(width, height),
-            resized=(new_width, new_height), shrunk=rounded_area > self.max_pixels)
+                                           self.temporal_patch_size),
+            grid=(rows * self.merge_size, cols * self.merge_size), num_tokens=rows * cols,
+            original_size=(width, height), resized=resized.size, num_spared=own - rows * cols,
+            shrunk=rounded_area > self.max_pixels or rows * cols < own)
 
 
 def _file_limits(section: Section) -> tuple[int, int]:

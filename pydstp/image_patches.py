@@ -33,8 +33,10 @@ class ProcessedImage:
         num_tokens: visual tokens, num_tiles * grid_h * grid_w / merge_size ** 2.
         original_size: (width, height) of the picture as it came, turned upright.
         resized: (width, height) that the patches cover, a thumbnail behind the tiles not counted.
-        shrunk: True if the limit (`max_pixels`, `max_tiles`) made the picture smaller.
+        shrunk: True if a limit (`max_pixels`, `max_tiles`, "resize") made the picture smaller.
         num_tiles: tiles, the thumbnail among them.
+        num_spared: visual tokens that it has less than its own size asks for (pruning method
+            "resize").
     """
 
     patches: torch.Tensor
@@ -44,6 +46,7 @@ class ProcessedImage:
     resized: tuple[int, int]
     shrunk: bool
     num_tiles: int = 1
+    num_spared: int = 0
 
     @property
     def grids(self) -> list[tuple[int, int]]:

@@ -6,7 +6,8 @@ Source: transformers 5.23, models/got_ocr2/image_processing_pil_got_ocr2.py (the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from pydstp.config import require_int
+from pydstp.errors import OptionError
 from pydstp.image_patches import (
     Levels,
     ProcessedImage,
@@ -97,22 +99,30 @@ class TileProcessor:
         return cls(vision.image_size, vision.patch_size, vision.spatial_merge_size, low, high,
                    has_thumbnail, levels)
 
-    def preprocess(self, image: Image.Image, max_tokens: int | None = None) -> ProcessedImage:
+    def preprocess(self, image: Image.Image, max_tokens: int | None = None,
+                   budget: Callable[[int], int] | None = None) -> ProcessedImage:
         """Resize the whole picture, its ratio of sides not kept, and cut it row by row.
 
         Args:
             image: an RGB image, as `load_image` returns it.
             max_tokens: visual tokens that there is room for, None for any number.
+            budget: how many it may become, from those of its own size; None leaves them all.
 
         Raises:
             CapacityError: it would become more than `max_tokens`; it was not resized.
             ImageError: not an RGB image.
+            OptionError: the budget is below one tile.
         """
         require_rgb(image)
         size, (cols, rows) = self.tile_size, self.tiles_of(*image.size)
-        num_tiles = cols * rows + (self.has_thumbnail and cols * rows > 1)
         side = size // self.patch_size
-        num_tokens = num_tiles * (side // self.merge_size) ** 2
+        tokens_per_tile = (side // self.merge_size) ** 2
+        own = num_tiles = self.with_thumbnail(cols * rows)
+        if budget is not None:
+            fewer = self.at_most(budget(own * tokens_per_tile), tokens_per_tile)
+            cols, rows = fewer.tiles_of(*image.size)
+            num_tiles = self.with_thumbnail(cols * rows)
+        num_tokens = num_tiles * tokens_per_tile
         require_room(num_tokens, max_tokens)
         resized = np.asarray(image.resize((size * cols, size * rows), Image.Resampling.BICUBIC))
         tiles = [resized[row * size:(row + 1) * size, col * size:(col + 1) * size]
@@ -123,7 +133,26 @@ class TileProcessor:
         return ProcessedImage(
             patches=torch.cat(patches), grid=(side, side), num_tokens=num_tokens,
             original_size=image.size, resized=(size * cols, size * rows), num_tiles=num_tiles,
-            shrunk=size**2 * cols * rows < image.width * image.height)
+            shrunk=num_tiles < own or size**2 * cols * rows < image.width * image.height,
+            num_spared=own * tokens_per_tile - num_tokens)
+
+    def with_thumbnail(self, num_tiles: int) -> int:
+        """How many tiles a picture cut into `num_tiles` becomes in all."""
+        return num_tiles + (self.has_thumbnail and num_tiles > 1)
+
+    def at_most(self, num_tokens: int, tokens_per_tile: int) -> TileProcessor:
+        """The same for pictures of at most `num_tokens` visual tokens, thumbnails among them.
+
+        Raises:
+            OptionError: that is less than one tile.
+        """
+        fitting = [count for count in range(1, self.max_tiles + 1)
+                   if self.with_thumbnail(count) * tokens_per_tile <= num_tokens]
+        if not fitting:
+            raise OptionError(f"retention_ratio: expected room for one tile of {tokens_per_tile} "
+                              f"visual tokens with 'resize', got {num_tokens} (pictures for this "
+                              "model are cut into tiles of one size)")
+        return replace(self, max_tiles=fitting[-1], min_tiles=min(self.min_tiles, fitting[-1]))
 
     def tiles_of(self, width: int, height: int) -> tuple[int, int]:
         """(cols, rows) that a picture of this size is cut into."""

@@ -3,9 +3,10 @@
 It owns memory and decides nothing. Everything has its final size from the start; nothing here is
 reallocated, moved or copied afterwards, and a token keeps its slot for as long as its sequence.
 
-Two lists per sequence say which visual slots attention reads. Group ALL holds every original token;
-group SELECTED is the one that pruning and swaps write. Layers below the pruning point belong to the
-first, the others to the second; without pruning every layer belongs to the first.
+Three lists per sequence say which visual slots attention reads. Group ALL holds every original
+token; group SELECTED is the one that pruning and swaps write. Layers below the pruning point belong
+to the first, the others to the second; without pruning every layer belongs to the first. A policy
+that selects within a step writes group PULSED, and takes the layers above its own for it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pydstp import ops
 from pydstp.errors import CapacityError
 from pydstp.reserve import SideRows
 
-ALL, SELECTED = 0, 1
+ALL, SELECTED, PULSED = 0, 1, 2
 NOT_BASE, BASE, PSEUDO = 0, 1, 2  # values of ShiftState.base_mask
 
 
@@ -62,8 +63,8 @@ class KVCache:
     Attributes:
         visual: [num_layers, max_batch, visual_capacity, 2, num_kv_heads, head_dim], K then V.
         text: [num_layers, max_batch, text_capacity, 2, num_kv_heads, head_dim].
-        visible_indices: [max_batch, 2, visual_capacity] int32, sorted; groups ALL and SELECTED.
-        visible_len: [max_batch, 2] int32.
+        visible_indices: [max_batch, 3, visual_capacity] int32, sorted, by group.
+        visible_len: [max_batch, 3] int32.
         layer_to_group: [max_batch, num_layers] int32.
         visual_len, text_len: [max_batch] int32, rows taken so far.
         num_tokens: [max_batch] int32, tokens of the sequence (pseudo tokens are not counted).
@@ -80,8 +81,8 @@ class KVCache:
         row = (2, g.num_kv_heads, g.head_dim)
         self.visual = torch.empty(g.num_layers, g.max_batch, g.visual_capacity, *row, dtype=dtype)
         self.text = torch.empty(g.num_layers, g.max_batch, g.text_capacity, *row, dtype=dtype)
-        self.visible_indices = _int32(g.max_batch, 2, g.visual_capacity)
-        self.visible_len = _int32(g.max_batch, 2)
+        self.visible_indices = _int32(g.max_batch, 3, g.visual_capacity)
+        self.visible_len = _int32(g.max_batch, 3)
         self.layer_to_group = _int32(g.max_batch, g.num_layers)
         self.visual_len = _int32(g.max_batch)
         self.text_len = _int32(g.max_batch)
@@ -197,12 +198,19 @@ class KVCache:
         self.show_base(seq_idx)
 
     def show_base(self, seq_idx: int) -> None:
-        """Write both lists anew: all originals, and the base set; and the reserve beside it."""
+        """Write the lists anew: all originals, and the base set; and the reserve beside it.
+
+        No layer is in group PULSED then.
+        """
+        groups = self.layer_to_group[seq_idx]
+        groups[groups == PULSED] = SELECTED
         shift, mask = self.shift, self.shift.base_mask[seq_idx, :int(self.visual_len[seq_idx])]
         for flags, slots, length in (
             (mask != PSEUDO, self.visible_indices[seq_idx, ALL], self.visible_len[seq_idx, ALL]),
             (mask != NOT_BASE, self.visible_indices[seq_idx, SELECTED],
              self.visible_len[seq_idx, SELECTED]),
+            (mask != NOT_BASE, self.visible_indices[seq_idx, PULSED],
+             self.visible_len[seq_idx, PULSED]),
             (mask != NOT_BASE, shift.base_indices[seq_idx], shift.base_len[seq_idx]),
             (mask == NOT_BASE, shift.reserve_indices[seq_idx], shift.reserve_len[seq_idx]),
         ):

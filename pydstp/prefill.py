@@ -11,10 +11,11 @@ from torch import Tensor
 from pydstp import ops
 from pydstp.errors import OptionError
 from pydstp.kv_cache import ALL, SELECTED, KVCache
-from pydstp.models.plans import Context, DecodePlan, PrefillPlan
+from pydstp.layer_statistics import LayerStatistics, attention_probs
+from pydstp.models.plans import Context, PrefillPlan
 from pydstp.models.qwen3 import Decoder, DeepStack
 from pydstp.pruning import MergePlan, Selection, VisualTokens, run_pruner
-from pydstp.reserve import SideRows, side_mask
+from pydstp.reserve import SideRows, visible_lengths
 from pydstp.sequence import Sequence
 
 
@@ -79,7 +80,7 @@ class Prefill:
             self.pruning = None
         shape = cache.geometry.num_heads, cache.geometry.head_dim
         self.anchor_queries = {layer: rows.x.new_empty(shape) for layer in seq.progress.layers}
-        self.last_query = rows.x.new_empty(shape)
+        self.statistics = self._statistics() if self.pruning is not None else None
 
     def run(self) -> Tensor:
         """[1, hidden_size]: the last row behind the last layer."""
@@ -106,14 +107,21 @@ class Prefill:
         reserve = self.rows.side_rows(dropped, first_layer)
         if self._pruned_group == SELECTED:
             self._leave_behind(dropped, selection.merge)
-            if self.seq.progress.params.shift is not None:
+            if self.seq.progress.params.brings_back:
                 self.cache.pending[self.seq_idx] += reserve.chunks()
         elif selection.merge is not None:
             raise OptionError("reserve: expected 'side', 'lazy' or 'deferred' with a method that "
                               "merges tokens, got 'full' (merged tokens exist in no unpruned "
-                              "prefill; a method's prune_only=True leaves them out)")
+                              "prefill)")
         self.cache.prune(self.seq_idx, reserve.slots, first_layer)
         self._forward(range(first_layer, self.num_layers), self._pruned_group)
+
+    def _statistics(self) -> LayerStatistics:
+        """What the method wants to know from the layer before the pruning point."""
+        pruner, spans = self.pruning.pruner, self.seq.prompt.image_spans
+        lengths = [length for start, length in spans if start >= self.seq.num_cached]
+        return LayerStatistics(pruner.needs, pruner.act_before - 1, self.cache, self.seq_idx,
+                               self.rows.slots, self.rows.visual, lengths, self.workspace, self.ctx)
 
     def _leave_behind(self, dropped: Tensor, merge: MergePlan | None) -> None:
         """Go on with the tokens that were kept, and with what the others were merged into."""
@@ -126,25 +134,17 @@ class Prefill:
         config = self.pruning
         spans, quotas = config.quotas(self.grids)
         attention, keys = self.observed or (None, None)
-        needs_row = "attention_row" in config.pruner.needs
+        needs_words = "text_embeddings" in config.pruner.needs
         tokens = VisualTokens(
             features=self.rows.x[self.rows.visual], grids=tuple(self.grids), spans=spans,
-            quotas=quotas, attention_row=self._attention_row(first_layer) if needs_row else None,
-            vision_attention=attention, vision_keys=keys, generator=config.generator())
+            quotas=quotas, vision_attention=attention, vision_keys=keys,
+            text_embeddings=self._text_embeddings() if needs_words else None,
+            generator=config.generator(), **self.statistics.collect(self.rows.x))
         return run_pruner(config, tokens)
 
-    def _attention_row(self, first_layer: int) -> Tensor:
-        """[num_visual] fp32: the last prompt token's attention behind layer `first_layer` - 1."""
-        probs = torch.zeros_like(self.cache.shift.probs)
-        heads = self.cache.geometry.num_heads
-        monitor = ops.Monitor(
-            probs=probs, base_mask=None,
-            head_weights=probs.new_full((len(probs), heads), 1 / heads),
-            layer_weights=probs.new_ones(len(probs), self.num_layers),
-            norm=torch.ones(len(probs), dtype=torch.int32),
-            logits=ops.monitor_workspace(1, heads, self.cache.visible_indices))
-        self._attention_probs(self.last_query, first_layer - 1, monitor, self.cache.text_len)
-        return probs[self.seq_idx, self.rows.slots[self.rows.visual]]
+    def _text_embeddings(self) -> Tensor:
+        """[num_text, hidden_size]: the words of the last user message."""
+        return self.decoder.embed(torch.tensor(self.seq.instruction_ids, dtype=torch.int64))
 
     def watch_anchor(self, monitor: ops.Monitor) -> None:
         """Add the anchor row's attention at every watched layer to monitor.probs.
@@ -154,23 +154,13 @@ class Prefill:
         context = self.cache.context(self.seq_idx, torch.empty(0), self.anchor_order + 1)
         text_len = self.cache.text_len.clone()
         text_len[self.seq_idx] = len(context)
-        for layer_idx, query in self.anchor_queries.items():
-            self._attention_probs(query, layer_idx, monitor, text_len)
-
-    def _attention_probs(self, query: Tensor, layer_idx: int, monitor: ops.Monitor,
-                         text_len: Tensor) -> None:
-        """Attention of one query over what its row sees at that layer."""
-        cache = self.cache
-        groups = cache.layer_to_group
+        groups = self.cache.layer_to_group
         if self._pruned_group == ALL:
             groups = torch.full_like(groups, ALL)
-        plan = DecodePlan(
-            seq_idx_rows=torch.tensor([self.seq_idx], dtype=torch.int32),
-            slot_idx=torch.empty(0), visible_indices=cache.visible_indices,
-            visible_len=cache.visible_len, layer_to_group=groups, text_len=text_len,
-            workspace=self.workspace)
-        ops.attention_probs(query.unsqueeze(0), cache.visual[layer_idx], cache.text[layer_idx],
-                            monitor=monitor, **plan.reads(layer_idx, query.shape[-1], self.ctx))
+        for layer_idx, query in self.anchor_queries.items():
+            attention_probs(self.cache, self.seq_idx, query, layer_idx, monitor, self.workspace,
+                            self.ctx, layer_to_group=groups, text_len=text_len,
+                            visible_len=self.cache.visible_len)
 
     def _insert_merged(self, before: Rows, merge: MergePlan) -> None:
         """Add merged tokens to the rows, each in the place of its target."""
@@ -205,19 +195,18 @@ class Prefill:
             context = cache.context(self.seq_idx, visible, int(cache.num_tokens[self.seq_idx]))
             order = cache.prompt_order[self.seq_idx]
             plan = replace(plan, context_slots=context.int(),
-                           mask=side_mask(order[rows.slots], order[context]))
+                           visible_len=visible_lengths(order[rows.slots], order[context]))
         rows.x = self.decoder.forward_layers(
             rows.x, layers=layers, cos_sin=self.decoder.rotary(rows.positions), cache=cache,
             plan=plan, ctx=self.ctx, deepstack=rows.deepstack())
 
-    def _queries(self) -> dict[int, list[tuple[int, Tensor]]]:
-        """Where to leave the queries of the anchor row and of the last row."""
+    def _queries(self) -> dict[int, list[tuple[int | slice, Tensor]]]:
+        """Where to leave the queries of the anchor row and of those that statistics need."""
         slot = int(self.cache.context(self.seq_idx, torch.empty(0), self.anchor_order + 1)[-1])
         row = int((self.rows.slots == slot).nonzero())  # text, so it is never pruned
         queries = {layer: [(row, out)] for layer, out in self.anchor_queries.items()}
-        if self.pruning is not None and "attention_row" in self.pruning.pruner.needs:
-            last = (len(self.rows.x) - 1, self.last_query)
-            queries.setdefault(self.pruning.pruner.act_before - 1, []).append(last)
+        if self.statistics is not None:
+            queries.setdefault(self.statistics.layer_idx, []).extend(self.statistics.queries)
         return queries
 
     @property
@@ -231,6 +220,10 @@ class Prefill:
 def _merge(rows: Tensor, merge: MergePlan) -> Tensor:
     """rows [num_visual, hidden_size] -> [num_merged, hidden_size], in fp32 and back."""
     wide = rows.float()
+    if merge.reduce == "max":
+        members = (merge.weights != 0).index_put(
+            (torch.arange(len(merge.targets)), merge.targets), torch.tensor(True))
+        return torch.stack([wide[some].amax(dim=0) for some in members]).to(rows.dtype)
     return (wide[merge.targets] + merge.weights @ wide).to(rows.dtype)
 
 

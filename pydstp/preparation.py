@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from pydstp.generation import CancelToken
 from pydstp.image_processors import open_image_processor
 from pydstp.image_tiles import TileProcessor
 from pydstp.models.config import VLMConfig
+from pydstp.pruning import PruningConfig
 from pydstp.selection import Progress, SelectionParams
 from pydstp.sequence import AnswerText, Sequence
 from pydstp.tokenizer import StreamDecoder, Tokenizer
@@ -55,39 +57,50 @@ class Preparation:
         require_type("sampling", sampling, SamplingParams)
         require_type("cancel", cancel, CancelToken)
         messages, images = chat.to_messages(prompt, as_list(images))
-        processed = self.read_images(images)
+        processed = self.read_images(images, selection.pruning)
         encoded = chat.build_prompt(self._template, self.tokenizer, messages,
                                     [picture.num_tokens for picture in processed], self._marks)
         progress = Progress(selection)
         progress.expect(self._num_layers, self._num_heads)
+        progress.num_spared = sum(picture.num_spared for picture in processed)
         params = (sampling or SamplingParams()).resolve(self._generation_config)
         seed = secrets.randbits(63) if params.seed is None else params.seed
         seq = Sequence(
             prompt=encoded, images=processed, sampling=params, eos_ids=self._eos_ids,
             draw_key=(seed, request_idx), cancel=cancel or CancelToken(), started=started,
             answer=AnswerText(StreamDecoder(self.tokenizer), params.stop),
-            progress=progress,
+            progress=progress, instruction_ids=self._words(messages[-1], selection.pruning),
             instruction_end=last_before(encoded.input_ids, self._turn_end))
         self._fit(seq)
         seq.timings.preprocess_ms = 1e3 * (time.perf_counter() - started)
         return seq
 
-    def read_images(self, sources: Any) -> list[image.ProcessedImage]:
+    def _words(self, message: dict[str, Any], pruning: PruningConfig | None) -> list[int]:
+        """The text of a message, where the pruning method looks at it."""
+        if pruning is None or "text_embeddings" not in pruning.pruner.needs:
+            return []
+        return [token_id for text in chat.texts_in([message])
+                for token_id in self.tokenizer.encode(text, parse_added=False)]
+
+    def read_images(self, sources: Any,
+                    pruning: PruningConfig | None = None) -> list[image.ProcessedImage]:
         """None, one picture or a list of them, read and resized (those already so stay as is).
 
         Raises:
-            ImageError, CapacityError: see the message.
+            ImageError, CapacityError, OptionError: see the message.
         """
         sources = as_list(sources)
         if len(sources) > self._config.max_images:
             raise CapacityError(f"image: expected at most max_images = {self._config.max_images} "
                                 f"pictures, got {len(sources)}")
-        return [source if isinstance(source, image.ProcessedImage) else self._read(source)
+        is_smaller = pruning is not None and pruning.pruner.acts_on_picture
+        budget = pruning.budget if is_smaller else None
+        return [source if isinstance(source, image.ProcessedImage) else self._read(source, budget)
                 for source in sources]
 
-    def _read(self, source: Any) -> image.ProcessedImage:
+    def _read(self, source: Any, budget: Callable[[int], int] | None) -> image.ProcessedImage:
         picture = image.load_image(source, max_image_pixels=self._config.max_image_pixels)
-        return self._processor.preprocess(picture, self._config.max_visual_tokens)
+        return self._processor.preprocess(picture, self._config.max_visual_tokens, budget)
 
     def _fit(self, seq: Sequence) -> None:
         """Check the prompt against every limit and settle `max_new_tokens`."""

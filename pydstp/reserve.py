@@ -54,6 +54,7 @@ class SideRows:
         return [self.select(part) for part in rows.split(size)] if len(self) else []
 
 
-def side_mask(row_order: Tensor, context_order: Tensor) -> Tensor:
-    """[num_rows, num_context] bool: True where a row may look; order decides, ties included."""
-    return context_order.unsqueeze(0) <= row_order.unsqueeze(1)
+def visible_lengths(row_order: Tensor, context_order: Tensor) -> Tensor:
+    """[num_rows] int32: how much of a context in prompt order each row may look at; order decides,
+    ties included."""
+    return torch.searchsorted(context_order, row_order, right=True, out_int32=True)

@@ -11,15 +11,16 @@ import torch
 
 from pydstp import ops
 from pydstp.accounting import StepAccount, weight_bytes
+from pydstp.decode_passes import DecodePasses, StepInputs
 from pydstp.errors import CancelledError, PydstpError
 from pydstp.image_patches import ProcessedImage
 from pydstp.kv_cache import KVCache
-from pydstp.models.layers import Context
-from pydstp.models.plans import DecodePlan, PrefillPlan
+from pydstp.models.plans import Context, PrefillPlan
 from pydstp.models.qwen3 import DeepStack
 from pydstp.models.visual_tokens import VisionOutput
 from pydstp.prefill import Prefill, Rows
-from pydstp.reserve import SideRows, side_mask
+from pydstp.pulse_control import PulseControl
+from pydstp.reserve import SideRows, visible_lengths
 from pydstp.return_control import ReturnControl
 from pydstp.sequence import Sequence
 from pydstp.shift_control import ShiftControl
@@ -34,17 +35,30 @@ class Runner:
         self.pool = pool
         self.num_layers = cache.geometry.num_layers
         self._shift = ShiftControl(cache)
-        self._returns = ReturnControl(cache, pool)
+        self._pulse = PulseControl(cache, self._shift)
         self._workspace = ops.attention_workspace(
             cache.geometry.max_batch, cache.geometry.num_heads, cache.visible_indices,
             cache.text[0])
         self._status = torch.zeros(1, dtype=torch.int32)
+        self._passes = DecodePasses(
+            model.language_model, cache, pool, workspace=self._workspace, status=self._status,
+            monitor=self._shift.monitor, queries=self._shift.queries)
+        self._returns = ReturnControl(cache, pool, before_free=self._passes.forget)
         self._weight_bytes = weight_bytes(model.language_model)
 
     def close(self) -> None:
         """Give up the weights, keys and values, whoever still holds the engine or a chat."""
-        self.model = self._workspace = self._shift = self._returns = None
+        self.model = self._workspace = self._passes = None
+        self._shift = self._pulse = self._returns = None
         self.cache.close()
+
+    def expect(self, sequences: list[Sequence]) -> None:
+        """Get ready for requests; nothing of them runs yet.
+
+        Raises:
+            OptionError, CapacityError: what they ask for cannot be had beside what there is.
+        """
+        self._returns.expect(sequences)
 
     def prefill(self, seq: Sequence) -> np.ndarray:
         """Run the prompt, from `seq.num_cached` on, and fill the cache with it.
@@ -64,6 +78,7 @@ class Runner:
         started = time.perf_counter()
         x = prefill.run()
         self._shift.begin(seq, prefill)
+        self._pulse.begin(seq)
         self._returns.begin(seq)
         logits = self.model.language_model.logits(x, ctx)[0].numpy()
         seq.timings.prefill_ms = 1e3 * (time.perf_counter() - started)
@@ -106,7 +121,7 @@ class Runner:
         seq_idx = torch.tensor([seq.seq_idx for seq in sequences], dtype=torch.int32)
         slots = cache.append_text_rows(seq_idx.long())
         step = StepAccount(cache, self._weight_bytes, sequences)
-        monitored = self._shift.begin_step(sequences)
+        monitored = self._shift.begin_step(sequences) | self._pulse.begin_step(sequences)
         logits = self._forward(sequences, seq_idx, slots, step, ctx, monitored)
         redone = self._shift.act(sequences, ops.Phase.END, self._finish_reserve, ctx)
         if redone:
@@ -126,25 +141,19 @@ class Runner:
                  step: StepAccount, ctx: Context,
                  monitored: frozenset[int] = frozenset()) -> np.ndarray:
         """[len(sequences), vocab_size]; stops where a policy acts within the step."""
-        decoder, cache = self.model.language_model, self.cache
-        returns = self._returns.plan(sequences)
-        plan = DecodePlan(
-            returns=returns, seq_idx_rows=seq_idx, slot_idx=slots,
-            visible_indices=cache.visible_indices, visible_len=cache.visible_len,
-            layer_to_group=cache.layer_to_group, text_len=cache.text_len,
-            workspace=self._workspace, status=self._status,
-            monitor=self._shift.monitor, monitored=monitored, queries=self._shift.queries)
+        decoder, returns = self.model.language_model, self._returns.begin_step(sequences)
         positions = torch.tensor([seq.next_position for seq in sequences])  # equal on all axes
-        cos_sin = decoder.rotary(positions)
         x = decoder.embed(torch.tensor([seq.new_ids[-1] for seq in sequences]))
+        inputs = StepInputs(seq_idx, slots, x, decoder.rotary(positions))
         start = 0
         for stop in self._stops(sequences) if monitored else [self.num_layers]:
             step.read(sequences, range(start, stop))
-            x = decoder.forward_layers(x, layers=range(start, stop), cos_sin=cos_sin, cache=cache,
-                                       plan=plan, ctx=ctx)
+            ctx.check()
+            x = self._passes.run(replace(inputs, x=x), range(start, stop), monitored, returns)
             if monitored:
                 self._shift.act(sequences, ops.Phase.MID, self._finish_reserve, ctx,
                                 after_layer=stop - 1)
+                self._pulse.act(sequences, stop - 1, ctx)
             start = stop
         if returns is not None:
             step.read_returned(sequences, returns)
@@ -152,7 +161,8 @@ class Runner:
 
     def _stops(self, sequences: list[Sequence]) -> list[int]:
         """Layers that begin after a policy has acted, and the end."""
-        last = {seq.progress.early_layer for seq in sequences} - {None}
+        last = {layer for seq in sequences
+                for layer in (seq.progress.early_layer, seq.progress.anchor_layer)} - {None}
         return sorted({layer + 1 for layer in last} | {self.num_layers})
 
     def _finish_reserve(self, seq: Sequence, ctx: Context) -> None:
@@ -187,7 +197,7 @@ class Runner:
         plan = PrefillPlan(
             seq_idx=seq_idx, slot_idx=rows.slots.int(), context_slots=context.int(),
             seq_idx_rows=torch.full((len(rows),), seq_idx, dtype=torch.int32),
-            mask=side_mask(row_order, order[context]))
+            visible_len=visible_lengths(row_order, order[context]))
         deepstack = DeepStack(rows.deepstack, torch.arange(len(rows))) if rows.deepstack else None
         decoder.forward_layers(
             rows.x, layers=range(rows.first_layer, self.num_layers), plan=plan, ctx=ctx,

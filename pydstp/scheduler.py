@@ -135,6 +135,9 @@ class Scheduler:
         Yields:
             (index into `sequences`, text that is now certain), in the order it is written.
         """
+        with self._turn:
+            self._check_open()
+            self._runner.expect(sequences)
         waiting = deque(enumerate(sequences))
         active: dict[int, Sequence] = {}
         guests = {index for index, seq in enumerate(sequences) if seq.seq_idx is None}

@@ -8,9 +8,9 @@ from typing import Any
 from pydstp.config import names_unknown_options
 from pydstp.errors import OptionError, show
 from pydstp.generation import ShiftReport, StepLog
-from pydstp.kv_cache import PSEUDO, SELECTED, KVCache
+from pydstp.kv_cache import PSEUDO, PULSED, SELECTED, KVCache
 from pydstp.pruning import PruningConfig
-from pydstp.shift import DSTP, SketchReturn
+from pydstp.shift import DSTP, DyCoke, Shift, SketchReturn, VisionPulse
 
 # Stands for: what the engine or chat was made with.
 ENGINE_DEFAULT: Any = type("EngineDefault", (), {"__repr__": lambda self: "ENGINE_DEFAULT"})()
@@ -24,7 +24,7 @@ class SelectionParams:
 
     Attributes:
         pruning: the method that prunes at prefill, or None.
-        shift: the policy that brings tokens back while decoding, or None.
+        shift: the policy that says which tokens decoding reads, or None.
         reserve: when pruned tokens get their keys and values: at an unpruned prefill ("full"),
             beside the pruned one ("side"), at the first trigger ("lazy"), or in pieces between the
             first steps ("deferred"); "auto" is "lazy", "side" where DSTP applies early, and
@@ -37,19 +37,31 @@ class SelectionParams:
     """
 
     pruning: PruningConfig | None = None
-    shift: DSTP | SketchReturn | None = None
+    shift: Shift | None = None
     reserve: str = "auto"
     log_steps: bool | str = False
 
     @property
     def watch(self) -> DSTP | None:
-        """The policy, if it watches attention and swaps lists."""
+        """What watches attention: DSTP, or the gate of SketchReturn."""
+        if self.returns is not None:
+            return self.returns.gate
         return self.shift if isinstance(self.shift, DSTP) else None
 
     @property
     def returns(self) -> SketchReturn | None:
         """The policy, if it returns tokens inside a layer's attention."""
         return self.shift if isinstance(self.shift, SketchReturn) else None
+
+    @property
+    def pulse(self) -> VisionPulse | DyCoke | None:
+        """The policy, if it selects among what is kept, within a step."""
+        return self.shift if isinstance(self.shift, VisionPulse | DyCoke) else None
+
+    @property
+    def brings_back(self) -> bool:
+        """Whether tokens that were pruned may ever be read."""
+        return self.watch is not None or self.returns is not None
 
     @property
     def reserve_mode(self) -> str:
@@ -61,7 +73,7 @@ class SelectionParams:
         return "side" if self.watch is not None and self.watch.applies == "early" else "lazy"
 
     def __post_init__(self) -> None:
-        for name, kinds in (("pruning", (PruningConfig,)), ("shift", (DSTP, SketchReturn))):
+        for name, kinds in (("pruning", (PruningConfig,)), ("shift", Shift.__args__)):
             value = getattr(self, name)
             if value is not None and not isinstance(value, kinds):
                 names = ", ".join(kind.__name__ for kind in kinds)
@@ -74,11 +86,23 @@ class SelectionParams:
         if self.reserve == "full" and self.pruning is not None and self.pruning.pruner.merges:
             raise OptionError(f"reserve: expected 'side', 'lazy' or 'deferred' with "
                               f"{self.pruning.name}, got 'full' (merged tokens exist in no "
-                              "unpruned prefill; prune_only=True leaves them out)")
+                              "unpruned prefill; choose options with which it merges none)")
+        if self.pruning is not None and self.pruning.pruner.acts_on_picture:
+            self._refuse_return()
         is_early = self.watch is not None and self.watch.applies == "early"
         if self.reserve == "lazy" and (is_early or self.returns is not None):
             raise OptionError("reserve: expected 'side', 'deferred' or 'full' with a shift that "
                               "acts within the step (applies='early', SketchReturn), got 'lazy'")
+
+    def _refuse_return(self) -> None:
+        """Of a picture that was made smaller nothing is left out."""
+        if self.shift is not None:
+            raise OptionError(f"shift: expected None with {self.pruning.name}, got "
+                              f"{type(self.shift).__name__} (of a smaller picture no token is left "
+                              "that could return)")
+        if self.reserve == "full":
+            raise OptionError(f"reserve: expected 'auto' with {self.pruning.name}, got 'full' "
+                              "(the prompt never holds the tokens of the larger picture)")
 
     def with_changes(self, **changes: Any) -> SelectionParams:
         """The same with other values; those that are ENGINE_DEFAULT stay."""
@@ -90,17 +114,20 @@ class SelectionParams:
 class Progress:
     """Counters of one request; sums are over decode steps.
 
-    `num_visual` tokens, `kept` of them in the base set (merged ones counted), `resident` with keys
-    and values in every layer; layers from `first_layer` on are pruned.
+    `num_visual` tokens (`num_spared` of them never were: the picture was made smaller), `kept` of
+    them in the base set (merged ones counted), `resident` with keys and values in every layer;
+    layers from `first_layer` on are pruned.
     """
 
     params: SelectionParams = field(default_factory=SelectionParams)
     reason: str | None = None
     num_visual: int = 0
+    num_spared: int = 0
     kept: int = 0
     resident: int = 0
     first_layer: int = 0
     num_layers: int = 0
+    anchor_layer: int | None = None  # of a policy that selects within a step
     layers: tuple[int, ...] = ()
     is_watched: bool = False
     selection_ms: float = 0.0
@@ -133,20 +160,30 @@ class Progress:
         if shift is not None:
             self.layers = shift.watched_layers(num_layers, first_layer)
             shift.head_weights(num_heads)
+            if pruning and pruning.pruner.merges and min(self.layers) < first_layer:
+                raise OptionError(
+                    f"monitor_layers: expected layers >= {first_layer} with {pruning.name}, whose "
+                    f"merged tokens exist from there on, got {min(self.layers)}")
+        if self.params.pulse is not None:
+            self.anchor_layer = self.params.pulse.settled_anchor(num_layers, first_layer)
 
     def prunes(self, grids: list[tuple[int, int]]) -> bool:
         """Whether the method takes any token of some new pictures away."""
+        if self.params.pruning.pruner.acts_on_picture:
+            return False
         num_visual = sum(rows * cols for rows, cols in grids)
         return sum(self.params.pruning.quotas(grids)[1]) < num_visual
 
     def start(self, cache: KVCache, seq_idx: int) -> None:
         """The prompt is in the cache: note what is kept, and whether anything can come back."""
         is_original = cache.shift.base_mask[seq_idx, :int(cache.visual_len[seq_idx])] != PSEUDO
-        self.num_visual = int(is_original.sum())
+        self.num_visual = int(is_original.sum()) + self.num_spared
         self.kept = int(cache.shift.base_len[seq_idx])
         self.first_layer = cache.first_layer[seq_idx]
         num_reserve = int(cache.shift.reserve_len[seq_idx])
-        missing = sum(map(len, cache.pending[seq_idx])) if self.params.shift else num_reserve
+        missing = num_reserve
+        if self.params.brings_back:
+            missing = sum(map(len, cache.pending[seq_idx]))
         self.resident = int(cache.visual_len[seq_idx])
         if self.params.reserve_mode != "full":
             self.resident -= missing
@@ -154,11 +191,28 @@ class Progress:
             self.reason = "no_image"
         elif self.params.pruning is None or self.params.pruning.name == "none":
             self.reason = "no_method"
-        elif not num_reserve:
+        elif not num_reserve and not self.num_spared:
             self.reason = "retention_is_one"
+        if not self.kept:
+            self.anchor_layer = None
         self.shown_before = tuple(cache.visible_slots(seq_idx, SELECTED).tolist())
         is_of_use = num_reserve > 0 or (self.num_visual and self.params.log_steps == "attention")
         self.is_watched = self.params.watch is not None and bool(is_of_use)
+
+    @property
+    def first_selected(self) -> int:
+        """The first layer that reads what the policy shows, or else what pruning kept."""
+        return self.first_layer if self.anchor_layer is None else self.anchor_layer + 1
+
+    @property
+    def sees_change(self) -> bool:
+        """Whether steps have a similarity, and may trigger."""
+        return self.is_watched or (self.anchor_layer is not None and self.params.pulse.sees_change)
+
+    @property
+    def group(self) -> int:
+        """The lists that layers from `first_selected` on read."""
+        return SELECTED if self.anchor_layer is None else PULSED
 
     @property
     def early_layer(self) -> int | None:
@@ -170,13 +224,12 @@ class Progress:
         """What happened, as the caller sees it."""
         params, total, steps = self.params, max(1, self.num_visual), max(1, self.num_steps)
         mean_visible = (self.visible_sum / steps if self.num_steps else self.kept) / total
-        share = (self.num_layers - self.first_layer) / max(1, self.num_layers)
         return ShiftReport(
             method=params.pruning.name if params.pruning else "none",
             policy=self._policy(), reason=self.reason,
             retention_asked=self._asked(), retention_achieved=self.kept / total,
             num_visual=self.num_visual, kept=self.kept,
-            mean_visible=mean_visible, mean_visible_all_layers=share * mean_visible + 1 - share,
+            mean_visible=mean_visible, mean_visible_all_layers=self._over_layers(mean_visible),
             triggers=self.triggers, trigger_steps=tuple(self.trigger_steps),
             forwards_per_token=self.num_forwards / steps if self.num_steps else 1.0,
             bytes_per_token=self.bytes_read / steps, selection_ms=self.selection_ms,
@@ -185,9 +238,16 @@ class Progress:
             longest_gap_ms=longest_gap_ms, steps=self.steps if params.log_steps else None,
             anchor=self.anchor)
 
+    def _over_layers(self, mean_visible: float) -> float:
+        """The share that all layers read: all tokens, then the base set, then what is shown."""
+        num_layers, base = max(1, self.num_layers), self.kept / max(1, self.num_visual)
+        selected = (num_layers - self.first_selected) / num_layers
+        in_base = (self.first_selected - self.first_layer) / num_layers
+        return selected * mean_visible + 1 - selected - in_base * (1 - base)
+
     def _has_reserve(self) -> bool:
         """Without a policy pruned tokens get keys and values only where nothing waits to."""
-        is_computed = self.params.shift is not None or self.params.reserve_mode == "full"
+        is_computed = self.params.brings_back or self.params.reserve_mode == "full"
         return is_computed and self.kept < self.num_visual
 
     def _asked(self) -> float:
@@ -200,6 +260,7 @@ class Progress:
         return min(1.0, pruning.num_kept / max(1, self.num_visual))
 
     def _policy(self) -> str:
-        if self.params.shift is None:
-            return "none"
-        return "dstp" if self.params.watch is not None else "sketch"
+        names = {"dstp": DSTP, "sketch": SketchReturn, "visionpulse": VisionPulse,
+                 "dycoke": DyCoke}
+        return next((name for name, kind in names.items()
+                     if isinstance(self.params.shift, kind)), "none")

@@ -70,6 +70,7 @@ class Sequence:
         draw_key: (seed, request index) of the draws.
         progress: which visual tokens it asked to read, and what came of it.
         instruction_end: the prompt token that ends the user's words.
+        instruction_ids: the words of the last message, where the pruning method looks at them.
         num_cached: leading tokens of the prompt that are in the cache already.
         seq_idx: the cache sequence, None while it waits for one.
         next_position: position of the next token on all axes (not the number of tokens: a
@@ -85,6 +86,7 @@ class Sequence:
     cancel: CancelToken = field(default_factory=CancelToken)
     progress: Progress = field(default_factory=Progress)
     instruction_end: int = 0
+    instruction_ids: list[int] = field(default_factory=list)
     num_cached: int = 0
     seq_idx: int | None = None
     next_position: int = 0

@@ -153,18 +153,19 @@ def build_model(options: TinyOptions) -> PreTrainedModel:
     generator = torch.Generator().manual_seed(1000 + options.seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
-            _randomise(name, parameter, generator)
+            randomise(name, parameter, generator)
     return model
 
 
-def _randomise(name: str, parameter: Tensor, generator: torch.Generator) -> None:
+def randomise(name: str, parameter: Tensor, generator: torch.Generator) -> None:
+    """Random values of a scale that keeps activations near 1."""
     if name.endswith("bias"):
         parameter.normal_(0, 0.3, generator=generator)
     elif parameter.ndim == 1:
         parameter.uniform_(0.5, 1.5, generator=generator)
     elif "embed_tokens" in name:
         parameter.normal_(0, 0.1, generator=generator)
-    elif "pos_embed" in name:
+    elif name.endswith(("cls_token", "position_embeddings")) or "pos_embed" in name:
         parameter.normal_(0, 0.5, generator=generator)
     else:
         fan_in = parameter[0].numel() if parameter.ndim != 3 else parameter.shape[-1]

@@ -42,7 +42,7 @@ def poison(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def in_wider_rows(x: Tensor, extra: int = 5) -> Tensor:
     """x as a view whose rows (dimension 0) lie apart, with poison between them."""
-    row = x[0].numel() if len(x) else 0
+    row = x.shape[1:].numel()
     wide = poison(len(x), row + 2 * extra, dtype=x.dtype)
     view = wide[:, extra : extra + row].unflatten(1, x.shape[1:])
     return view.copy_(x)

@@ -10,7 +10,6 @@ tokens.
 
 import atexit
 import json
-import math
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedModel
 
-from tests.checkpoints import save_shards
+from tests.checkpoints import randomise, save_shards
 from tests.tokenizer_files import VOCAB_SIZE, token_id, write_tokenizer_files
 
 IMAGE_SIZE, PATCH_SIZE = 84, 14
@@ -127,22 +126,8 @@ def build_internvl(options: InternOptions) -> PreTrainedModel:
     generator = torch.Generator().manual_seed(2000 + options.seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
-            _randomise(name, parameter, generator)
+            randomise(name, parameter, generator)
     return model
-
-
-def _randomise(name: str, parameter: Tensor, generator: torch.Generator) -> None:
-    if name.endswith("bias"):
-        parameter.normal_(0, 0.3, generator=generator)
-    elif parameter.ndim == 1:
-        parameter.uniform_(0.5, 1.5, generator=generator)
-    elif "embed_tokens" in name:
-        parameter.normal_(0, 0.1, generator=generator)
-    elif name.endswith(("cls_token", "position_embeddings")):
-        parameter.normal_(0, 0.5, generator=generator)
-    else:
-        fan_in = parameter[0].numel() if parameter.ndim != 3 else parameter.shape[-1]
-        parameter.normal_(0, 1.4 / math.sqrt(fan_in), generator=generator)
 
 
 TO_ORIGINAL = (

@@ -103,12 +103,29 @@ def decode_attention(
     return out
 
 
+def prefill_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, segments: list[int] | None = None,
+    visible_len: Tensor | None = None,
+) -> Tensor:
+    """[num_queries, num_heads, head_dim], row by row."""
+    out, row = torch.zeros_like(q), 0
+    lengths = [len(q)] if segments is None else segments
+    for length in lengths:
+        keys = slice(0, len(k)) if segments is None else slice(row, row + length)
+        rows = torch.stack([k[keys], v[keys]], dim=1)
+        for i in range(row, row + length):
+            seen = len(rows) if visible_len is None else int(visible_len[i])
+            out[i] = attend(q[i], rows[:seen], scale)
+        row += length
+    return out
+
+
 def attention_probs(
     q: Tensor, visual: Tensor, text: Tensor, *, seq_idx: Tensor, visible_indices: Tensor,
     visible_len: Tensor, layer_to_group: Tensor, layer_idx: int, text_len: Tensor, scale: float,
     monitor: object,
 ) -> Tensor:
-    """monitor.probs as an attention op leaves it."""
+    """monitor.probs as an attention op leaves it; writes into monitor.mass, if there is one."""
     probs = monitor.probs.clone()
     for i, seq in enumerate(seq_idx.tolist()):
         weight = monitor.layer_weights[seq, layer_idx] if 0 <= seq < len(visual) else 0
@@ -127,6 +144,8 @@ def attention_probs(
         shares = ((k @ q[i].unsqueeze(2)).squeeze(2) * scale).softmax(-1, dtype=torch.float32)
         shares = shares[:, : len(seen)][:, counts] if monitor.norm[seq] else shares
         used = monitor.head_weights[seq] != 0
+        if monitor.mass is not None:
+            monitor.mass[seq, used] = shares[used].sum(1)
         heads = monitor.head_weights[seq, used] @ shares[used]
         probs[seq, listed[counts]] += weight * heads
     return probs

@@ -167,7 +167,8 @@ def values(state: ShiftState, seq: int, base: list[int], reserve: list[int]) -> 
     """What each slot is worth."""
     probs, scores = (x[seq].nan_to_num(0.0).tolist() for x in (state.probs, state.scores))
     worth = {slot: scores[slot] for slot in reserve}
-    total = add_up(probs[slot] for slot in base)
+    is_top = state.policy[seq, PolicyWord.SWAP] == Swap.TOP
+    total = 1.0 if is_top else add_up(probs[slot] for slot in base)
     for slot in base:
         share = fp32(probs[slot] / total) if total > 0 else 0.0
         worth[slot] = scores[slot] if state.policy[seq, PolicyWord.JOINT] else share
@@ -179,6 +180,13 @@ def best(worth: dict[int, float], slots: list[int], count: int) -> set[int]:
     return set(sorted(slots, key=lambda slot: (-worth[slot], slot))[: max(0, count)])
 
 
+def mass_budget(state: ShiftState, row: Row, num_base: int) -> int:
+    """How many slots of S0 the mass of the neediest head asks for."""
+    largest = max(0.0, *state.mass[row.seq].nan_to_num(0.0).tolist())
+    asked = math.ceil(min(largest, 1.0) * (1 - 1e-6) * num_base)
+    return min(max(asked, row.min_budget), row.budget)
+
+
 def choose(state: ShiftState, seq: int) -> list[int]:
     """The slots to show; writes what a merge leaves out."""
     row = Row(state, seq)
@@ -188,6 +196,8 @@ def choose(state: ShiftState, seq: int) -> list[int]:
     state.dropped_len[seq] = 0
     if row.swap == Swap.FULL:
         return sorted(base + reserve)
+    if row.swap == Swap.TOP:
+        return sorted(best(worth, base, mass_budget(state, row, len(base))))
     if row.swap == Swap.ADD:
         return sorted({*base, *best(worth, reserve, row.max_returned)})
     top = best(worth, base + reserve, row.budget)

@@ -33,33 +33,9 @@ void mean_kv(ThreadPool& pool, const ArenaTuple& arena, Address seq_idx, Address
               pool);
 }
 
-void decode_attention(ThreadPool& pool, Address q, const ArenaTuple& arena, Address seq_idx,
-                      Address visible_indices, Address visible_len, Address layer_to_group,
-                      Address text_len, Address workspace, Address status, Address out,
-                      int64_t batch, int64_t num_heads, int64_t num_groups, int64_t list_capacity,
-                      int64_t num_layers, int64_t layer_idx, int64_t q_stride, float scale,
+void decode_attention(ThreadPool& pool, const AttentionTuple& attention,
                       const MonitorTuple& monitor) {
-  decode_attention_cpu({pointer(q),
-                        make_arena(arena),
-                        pointer<int32_t>(seq_idx),
-                        pointer<int32_t>(visible_indices),
-                        pointer<int32_t>(visible_len),
-                        pointer<int32_t>(layer_to_group),
-                        pointer<int32_t>(text_len),
-                        pointer<float>(workspace),
-                        pointer<int32_t>(status),
-                        pointer(out),
-                        batch,
-                        num_heads,
-                        num_groups,
-                        list_capacity,
-                        num_layers,
-                        layer_idx,
-                        q_stride,
-                        scale,
-                        make_monitor(monitor),
-                        {}},
-                       pool);
+  decode_attention_cpu(make_attention(attention, monitor), pool);
 }
 
 }  // namespace

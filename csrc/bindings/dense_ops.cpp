@@ -2,6 +2,7 @@
 #include "bindings/module.h"
 #include "common/thread_pool.h"
 #include "kernels/linear.h"
+#include "kernels/prefill_attention.h"
 #include "kernels/qk_norm_rope.h"
 #include "kernels/rms_norm.h"
 #include "kernels/silu_and_mul.h"
@@ -37,6 +38,18 @@ void qk_norm_rope(ThreadPool& pool, Address qkv, Address q_weight, Address k_wei
                    pool);
 }
 
+void prefill_attention(ThreadPool& pool, Address q, Address k, Address v, Address segments,
+                       Address visible_len, Address workspace, Address out, int64_t num_queries,
+                       int64_t num_keys, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim,
+                       int64_t num_segments, int64_t q_stride, int64_t k_stride, int64_t v_stride,
+                       float scale, int dtype) {
+  prefill_attention_cpu({pointer(q), pointer(k), pointer(v), pointer<int32_t>(segments),
+                         pointer<int32_t>(visible_len), pointer<float>(workspace), pointer(out),
+                         num_queries, num_keys, num_heads, num_kv_heads, head_dim, num_segments,
+                         q_stride, k_stride, v_stride, scale, DType(dtype)},
+                        pool);
+}
+
 }  // namespace
 
 void bind_dense_ops(py::module_& m) {
@@ -45,6 +58,8 @@ void bind_dense_ops(py::module_& m) {
   m.def("rms_norm", &rms_norm, no_gil);
   m.def("silu_and_mul", &silu_and_mul, no_gil);
   m.def("qk_norm_rope", &qk_norm_rope, no_gil);
+  m.def("prefill_attention", &prefill_attention, no_gil);
+  m.def("prefill_workspace_size", &prefill_workspace_size);
 }
 
 }  // namespace pydstp

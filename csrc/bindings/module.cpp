@@ -37,4 +37,5 @@ PYBIND11_MODULE(_C, m) {
   pydstp::bind_cache_ops(m);
   pydstp::bind_shift_ops(m);
   pydstp::bind_return_ops(m);
+  pydstp::bind_quantised_ops(m);
 }

@@ -18,5 +18,6 @@ void bind_dense_ops(py::module_& m);
 void bind_cache_ops(py::module_& m);
 void bind_shift_ops(py::module_& m);
 void bind_return_ops(py::module_& m);
+void bind_quantised_ops(py::module_& m);
 
 }  // namespace pydstp

@@ -60,35 +60,13 @@ AttentionReturnParams make_return(const DecodeAttentionParams& attention, const 
           group};
 }
 
-void attention_return(ThreadPool& pool, Address q, const ArenaTuple& arena, Address seq_idx,
-                      Address visible_indices, Address visible_len, Address layer_to_group,
-                      Address text_len, Address workspace, Address status, Address out,
-                      int64_t batch, int64_t num_heads, int64_t num_groups, int64_t list_capacity,
-                      int64_t num_layers, int64_t layer_idx, int64_t q_stride, float scale,
+void attention_return(ThreadPool& pool, const AttentionTuple& attention,
                       const MonitorTuple& monitor, const SketchTuple& sketch,
                       const ReserveTuple& reserve, const ReturnedTuple& returned,
-                      Address return_workspace) {
-  const DecodeAttentionParams attention = {pointer(q),
-                                           make_arena(arena),
-                                           pointer<int32_t>(seq_idx),
-                                           pointer<int32_t>(visible_indices),
-                                           pointer<int32_t>(visible_len),
-                                           pointer<int32_t>(layer_to_group),
-                                           pointer<int32_t>(text_len),
-                                           pointer<float>(workspace),
-                                           pointer<int32_t>(status),
-                                           pointer(out),
-                                           batch,
-                                           num_heads,
-                                           num_groups,
-                                           list_capacity,
-                                           num_layers,
-                                           layer_idx,
-                                           q_stride,
-                                           scale,
-                                           make_monitor(monitor),
-                                           make_returned(returned)};
-  attention_return_cpu(make_return(attention, sketch, reserve, return_workspace), pool);
+                      Address workspace) {
+  DecodeAttentionParams params = make_attention(attention, monitor);
+  params.returned = make_returned(returned);
+  attention_return_cpu(make_return(params, sketch, reserve, workspace), pool);
 }
 
 }  // namespace

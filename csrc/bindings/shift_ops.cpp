@@ -45,11 +45,12 @@ void shift_detect(ThreadPool& pool, const StateAddresses& state, int64_t max_bat
 void shift_select(ThreadPool& pool, const StateAddresses& state, int64_t max_batch,
                   int64_t capacity, Address seq_idx, Address visible_indices, Address visible_len,
                   Address status, int64_t batch, int64_t num_groups, int64_t list_capacity,
-                  int64_t group_idx) {
-  shift_select_cpu({make_state(state, max_batch, capacity), pointer<int32_t>(seq_idx),
-                    pointer<int32_t>(visible_indices), pointer<int32_t>(visible_len),
-                    pointer<int32_t>(status), batch, num_groups, list_capacity, group_idx},
-                   pool);
+                  int64_t group_idx, Address mass, int64_t num_heads) {
+  shift_select_cpu(
+      {make_state(state, max_batch, capacity), pointer<int32_t>(seq_idx),
+       pointer<int32_t>(visible_indices), pointer<int32_t>(visible_len), pointer<int32_t>(status),
+       batch, num_groups, list_capacity, group_idx, pointer<float>(mass), num_heads},
+      pool);
 }
 
 }  // namespace

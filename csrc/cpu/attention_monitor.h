@@ -36,18 +36,23 @@ static inline void multiply_row(float* x, int64_t n, float weight, float sum) {
   }
 }
 
-// Scores become weight * softmax over themselves; zeros if all are -inf.
-static inline void weigh_subset(float* logits, int64_t n, float weight) {
+// A share of nothing is 0.
+static inline float share_of(float part, float sum) { return sum == 0.0f ? 0.0f : part / sum; }
+
+// Scores become weight * softmax over themselves; zeros if all are -inf. Returns the sum of the
+// softmax.
+static inline float weigh_subset(float* logits, int64_t n, float weight) {
   const float maximum = largest(logits, n);
   const bool is_empty = maximum == -__builtin_inff();
   const float sum = is_empty ? 0.0f : exponentiate_row(logits, n, maximum);
   multiply_row(logits, n, weight, sum);
+  return share_of(sum, sum);
 }
 
 // As above with the normaliser of all chunks: tails [num_chunks] of (maximum, sum of p), `stride`
 // elements apart.
-static inline void weigh_in_context(float* logits, int64_t n, const float* tails,
-                                    int64_t num_chunks, int64_t stride, float weight) {
+static inline float weigh_in_context(float* logits, int64_t n, const float* tails,
+                                     int64_t num_chunks, int64_t stride, float weight) {
   float maximum = -__builtin_inff(), sum = 0.0f;
   for (int64_t c = 0; c < num_chunks; ++c) maximum = max_of_two(tails[c * stride], maximum);
   for (int64_t c = 0; c < num_chunks; ++c) {
@@ -56,8 +61,9 @@ static inline void weigh_in_context(float* logits, int64_t n, const float* tails
       sum += exp_of(splat(peak - maximum))[0] * tails[c * stride + 1];
     }
   }
-  exponentiate_row(logits, n, maximum);
+  const float own_sum = exponentiate_row(logits, n, maximum);
   multiply_row(logits, n, weight, sum);
+  return share_of(own_sum, sum);
 }
 
 // totals[i] += the sum over heads of logits[h * stride + i], heads in ascending order; those of

@@ -189,13 +189,16 @@ static inline void scale_heads(const DecodeAttentionParams& p, int64_t begin, in
     float* logits = logits_of(p, row, head);
     const float weight = p.monitor.head_weights[view.seq * p.num_heads + head];
     if (weight == 0.0f) continue;
+    float mass;
     if (p.monitor.norm[view.seq] == 0) {
-      weigh_subset(logits, view.list_len, weight);
+      mass = weigh_subset(logits, view.list_len, weight);
     } else {
       const int64_t stride = p.num_heads * (p.arena.head_dim + 2);
       const float* tails = partial_of(p, row, 0, head) + p.arena.head_dim;
-      weigh_in_context(logits, view.list_len, tails, all_chunks(p, view, row), stride, weight);
+      mass =
+          weigh_in_context(logits, view.list_len, tails, all_chunks(p, view, row), stride, weight);
     }
+    if (p.monitor.mass) p.monitor.mass[view.seq * p.num_heads + head] = mass;
   }
 }
 
@@ -272,7 +275,8 @@ static void merge_lists(const DecodeAttentionParams& p, const AttentionWork& wor
   const int64_t merge_size = ceil_div(work.chunks, max_of(1, p.batch)) * p.arena.head_dim;
   pool.parallel_for(0, p.batch * p.num_heads, ceil_div(kElementsPerPart, max_of(1, merge_size)),
                     [&p, monitored](int64_t begin, int64_t end) {
-                      if (monitored) scale_heads(p, begin, end);  // before weights replace maxima
+                      const bool is_scaled = monitored || p.monitor.mass;
+                      if (is_scaled) scale_heads(p, begin, end);  // before weights replace maxima
                       if (p.out) merge_heads<T>(p, begin, end);
                     });
   pool.parallel_for(0, monitored, ceil_div(kElementsPerPart, kAttentionChunk * p.num_heads),

@@ -26,7 +26,9 @@ struct Tier {
     #tier, {                                                                                     \
       tier::linear, tier::rms_norm, tier::silu_and_mul, tier::qk_norm_rope,                      \
           tier::decode_attention, copy_into_arena, copy_from_arena, average_rows, detect_shifts, \
-          select_slots, tier::attention_return, tier::sketch_scale, tier::sketch_keys            \
+          select_slots, tier::attention_return, tier::sketch_scale, tier::sketch_keys,           \
+          tier::prefill_attention, tier::quantise_rows, tier::dequantise_rows,                   \
+          tier::quantised_linear                                                                 \
     }                                                                                            \
   }
 
@@ -46,7 +48,8 @@ void without_pool(const Params& p, ThreadPool&) {
   kTwin(p);
 }
 
-// linear has no twin: on a GPU it is the library's.
+// linear and prefill_attention have no twins: on a GPU they are the library's. Quantised matrices
+// are the CPU's alone.
 Tier simt_twins() {
   return {
       "simt",
@@ -59,7 +62,8 @@ Tier simt_twins() {
        without_pool<ShiftSelectParams, shift_select_simt>,
        without_pool<AttentionReturnParams, attention_return_simt>,
        without_pool<SketchScaleParams, sketch_scale_simt>,
-       without_pool<SketchKeysParams, sketch_keys_simt>}};
+       without_pool<SketchKeysParams, sketch_keys_simt>, portable::prefill_attention,
+       portable::quantise_rows, portable::dequantise_rows, portable::quantised_linear}};
 }
 #endif
 
@@ -153,6 +157,22 @@ void sketch_scale_cpu(const SketchScaleParams& p, ThreadPool& pool) {
 
 void sketch_keys_cpu(const SketchKeysParams& p, ThreadPool& pool) {
   kernels().sketch_keys(p, pool);
+}
+
+void prefill_attention_cpu(const PrefillAttentionParams& p, ThreadPool& pool) {
+  kernels().prefill_attention(p, pool);
+}
+
+void quantise_rows_cpu(const QuantiseRowsParams& p, ThreadPool& pool) {
+  kernels().quantise_rows(p, pool);
+}
+
+void dequantise_rows_cpu(const DequantiseRowsParams& p, ThreadPool& pool) {
+  kernels().dequantise_rows(p, pool);
+}
+
+void quantised_linear_cpu(const QuantisedLinearParams& p, ThreadPool& pool) {
+  kernels().quantised_linear(p, pool);
 }
 
 }  // namespace pydstp

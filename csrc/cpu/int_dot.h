@@ -35,14 +35,11 @@ PYDSTP_INLINE U32 load_bytes(const uint8_t* p, int64_t n) {
 // sums[i] += codes[4i] q[4i] + ... + codes[4i + 3] q[4i + 3], or any other way to share the
 // products of a vector between the lanes. Codes lie in [0, 2^kBits), q in [-127, 127].
 template <int kBits>
-PYDSTP_INLINE I32 add_products(I32 sums, U32 codes, const int8_t* q) {
+PYDSTP_INLINE I32 add_products(I32 sums, U32 codes, U32 q) {
 #if defined(PYDSTP_TIER_AVX512BF16) || defined(PYDSTP_TIER_AVX512BF16_EMULATED)
-  __m512i weights;
-  memcpy(&weights, q, sizeof(weights));
-  return (I32)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)codes, weights);
+  return (I32)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)codes, (__m512i)q);
 #elif defined(PYDSTP_TIER_AVX2)
-  __m256i weights;
-  memcpy(&weights, q, sizeof(weights));
+  const __m256i weights = (__m256i)q;
   const __m256i ones = _mm256_set1_epi16(1);
   if constexpr (kBits < 8) {
     const __m256i pairs = _mm256_maddubs_epi16((__m256i)codes, weights);
@@ -54,11 +51,19 @@ PYDSTP_INLINE I32 add_products(I32 sums, U32 codes, const int8_t* q) {
     return sums + (I32)_mm256_madd_epi16(low, ones) + (I32)_mm256_madd_epi16(high, sixteens);
   }
 #else
-  uint8_t bytes[kBytes];
-  memcpy(bytes, &codes, sizeof(bytes));
-  for (int i = 0; i < kBytes; ++i) sums[i / 4] += bytes[i] * q[i];
-  return sums;
+  typedef int16_t Halves __attribute__((vector_size(kBytes)));  // a product of two bytes fits
+  const Halves even = (Halves)(codes & 0x00ff00ffu) * ((Halves)(q << 8) >> 8);
+  const Halves odd = (Halves)(codes >> 8 & 0x00ff00ffu) * ((Halves)q >> 8);
+  sums += ((I32)((U32)even << 16) >> 16) + ((I32)even >> 16);
+  return sums + ((I32)((U32)odd << 16) >> 16) + ((I32)odd >> 16);
 #endif
+}
+
+template <int kBits>
+PYDSTP_INLINE I32 add_products(I32 sums, U32 codes, const int8_t* q) {
+  U32 weights;
+  memcpy(&weights, q, sizeof(weights));
+  return add_products<kBits>(sums, codes, weights);
 }
 
 // a and b hold the lanes of N / 2 rows each, in the form that this function gives; so does the

@@ -1,6 +1,8 @@
 // shift_select: the lists that detected shifts ask for, the same code for every instruction set.
 // All candidates of a sequence are laid out by slot; the k-th largest value is found digit by digit
 // and one scan in slot order writes the lists.
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "common/math.h"
@@ -72,12 +74,13 @@ Candidates collect(const ShiftSelectParams& p, int64_t seq) {
   return c;
 }
 
-// Values: scores of the reserve, and shares of the attention over the base set; scores of both if
-// they were normalised together.
+// Values: scores of the reserve, and shares of the attention over the base set, or its attention
+// where it competes alone; scores of both if they were normalised together.
 void set_keys(const ShiftSelectParams& p, int64_t seq, const Candidates& c) {
   const float* probs = p.state.probs + seq * c.capacity;
   const float* scores = p.state.scores + seq * c.capacity;
-  const bool is_joint = p.state.policy[seq * kPolicyWords + kJoint] != 0;
+  const int32_t* policy = p.state.policy + seq * kPolicyWords;
+  const bool is_joint = policy[kJoint] != 0, is_alone = policy[kSwap] == kSwapTop;
   double total = 0;
   for (int64_t slot = 0; slot < c.capacity; ++slot) {
     const bool counts = c.kinds[slot] == kInBase && probs[slot] == probs[slot];
@@ -85,7 +88,7 @@ void set_keys(const ShiftSelectParams& p, int64_t seq, const Candidates& c) {
   }
   for (int64_t slot = 0; slot < c.capacity; ++slot) {
     const bool is_share = c.kinds[slot] == kInBase && !is_joint;
-    const double share = total > 0 ? probs[slot] / total : 0.0;
+    const double share = is_alone ? probs[slot] : total > 0 ? probs[slot] / total : 0.0;
     c.keys[slot] = sort_key(is_share ? static_cast<float>(share) : scores[slot]);
   }
 }
@@ -99,7 +102,27 @@ struct Cut {
 };
 
 bool competes(int32_t kind, int32_t swap) {
-  return kind == kInReserve || (kind == kInBase && swap != kSwapAdd);
+  return (kind == kInReserve && swap != kSwapTop) || (kind == kInBase && swap != kSwapAdd);
+}
+
+// How many of n slots of S0 the sequence's masses ask for.
+int64_t mass_budget(const ShiftSelectParams& p, int64_t seq, int64_t n) {
+  const int32_t* policy = p.state.policy + seq * kPolicyWords;
+  float largest = 0;
+  for (int64_t h = 0; h < p.num_heads; ++h) {
+    const float mass = p.mass[seq * p.num_heads + h];
+    if (mass > largest) largest = mass;
+  }
+  const double share = std::min(largest, 1.0f) * (1 - kMassSlack);
+  const int64_t asked = static_cast<int64_t>(std::ceil(share * static_cast<double>(n)));
+  return min_of(max_of(asked, policy[kMinBudget]), policy[kBudget]);
+}
+
+int64_t wanted_slots(const ShiftSelectParams& p, int64_t seq, const Candidates& c) {
+  const int32_t* policy = p.state.policy + seq * kPolicyWords;
+  if (policy[kSwap] == kSwapAdd) return policy[kMaxReturned];
+  if (policy[kSwap] != kSwapTop) return policy[kBudget];
+  return mass_budget(p, seq, std::count(c.kinds, c.kinds + c.capacity, kInBase));
 }
 
 Cut find_cut(const Candidates& c, int32_t swap, int64_t wanted) {
@@ -132,6 +155,8 @@ bool is_shown(int32_t swap, int32_t kind, bool is_best, bool is_pseudo) {
     case kSwapHard:
     case kSwapMerge:
       return is_best || is_pseudo;
+    case kSwapTop:
+      return is_best;
   }
   return is_best || kind == kInBase;
 }
@@ -144,7 +169,7 @@ void write_lists(const ShiftSelectParams& p, int64_t seq, const Candidates& c, L
   Cut cut;
   if (swap != kSwapFull) {
     set_keys(p, seq, c);
-    cut = find_cut(c, swap, policy[swap == kSwapAdd ? kMaxReturned : kBudget]);
+    cut = find_cut(c, swap, wanted_slots(p, seq, c));
   }
   List dropped = {s.dropped_indices + seq * c.capacity, c.capacity};
   for (int64_t slot = 0; slot < c.capacity; ++slot) {

@@ -7,7 +7,9 @@
 #include "kernels/key_sketch.h"
 #include "kernels/linear.h"
 #include "kernels/mean_kv.h"
+#include "kernels/prefill_attention.h"
 #include "kernels/qk_norm_rope.h"
+#include "kernels/quantised.h"
 #include "kernels/rms_norm.h"
 #include "kernels/shift.h"
 #include "kernels/silu_and_mul.h"
@@ -29,6 +31,10 @@ struct KernelTable {
   void (*attention_return)(const AttentionReturnParams&, ThreadPool&);
   void (*sketch_scale)(const SketchScaleParams&, ThreadPool&);
   void (*sketch_keys)(const SketchKeysParams&, ThreadPool&);
+  void (*prefill_attention)(const PrefillAttentionParams&, ThreadPool&);
+  void (*quantise_rows)(const QuantiseRowsParams&, ThreadPool&);
+  void (*dequantise_rows)(const DequantiseRowsParams&, ThreadPool&);
+  void (*quantised_linear)(const QuantisedLinearParams&, ThreadPool&);
 };
 
 #define PYDSTP_DECLARE_TIER(tier)                                          \
@@ -41,6 +47,10 @@ struct KernelTable {
   void attention_return(const AttentionReturnParams& p, ThreadPool& pool); \
   void sketch_scale(const SketchScaleParams& p, ThreadPool& pool);         \
   void sketch_keys(const SketchKeysParams& p, ThreadPool& pool);           \
+  void prefill_attention(const PrefillAttentionParams&, ThreadPool&);      \
+  void quantise_rows(const QuantiseRowsParams& p, ThreadPool& pool);       \
+  void dequantise_rows(const DequantiseRowsParams& p, ThreadPool& pool);   \
+  void quantised_linear(const QuantisedLinearParams& p, ThreadPool& pool); \
   }
 
 PYDSTP_DECLARE_TIER(portable)

@@ -5,6 +5,8 @@
 // number of lanes, the fused multiply-add and the bf16 dot product differ between tiers.
 #pragma once
 
+#include <utility>
+
 #if defined(PYDSTP_TIER_AVX2) || defined(PYDSTP_TIER_AVX512BF16)
 #include <immintrin.h>
 #elif defined(PYDSTP_TIER_AVX512BF16_EMULATED)
@@ -96,22 +98,45 @@ static inline F32 multiply_add(F32 a, F32 b, F32 c) {
 #endif
 }
 
-static inline F32 larger(F32 a, F32 b) { return a > b ? a : b; }
+// b where one is NaN.
+static inline F32 larger(F32 a, F32 b) {
+#if defined(PYDSTP_TIER_AVX512BF16)
+  return (F32)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+#elif defined(PYDSTP_TIER_AVX2)
+  return (F32)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
 
-// Folds the lanes in halves, always in the same order.
-#define PYDSTP_FOLD_LANES(x, combine)                                               \
-  do {                                                                              \
-    float lanes[kLanes];                                                            \
-    store(lanes, x);                                                                \
-    for (int half = kLanes / 2; half > 0; half /= 2)                                \
-      for (int i = 0; i < half; ++i) lanes[i] = combine(lanes[i], lanes[i + half]); \
-    return lanes[0];                                                                \
-  } while (false)
+using Lanes = std::make_integer_sequence<int, kLanes>;
 
-static inline float sum_of_two(float a, float b) { return a + b; }
+// Lane i is lane i + kBy of x, counted around.
+template <int kBy, int... I>
+static inline F32 rotate_lanes(F32 x, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(x, x, ((I + kBy) % kLanes)...);
+}
+
+// Fold the lanes in halves, always in the same order.
+template <int kHalf = kLanes / 2>
+static inline float sum_lanes(F32 x) {
+  x = x + rotate_lanes<kHalf>(x, Lanes());
+  if constexpr (kHalf == 1)
+    return x[0];
+  else
+    return sum_lanes<kHalf / 2>(x);
+}
+
+template <int kHalf = kLanes / 2>
+static inline float max_lanes(F32 x) {
+  x = larger(x, rotate_lanes<kHalf>(x, Lanes()));
+  if constexpr (kHalf == 1)
+    return x[0];
+  else
+    return max_lanes<kHalf / 2>(x);
+}
+
 static inline float max_of_two(float a, float b) { return a > b ? a : b; }
-static inline float sum_lanes(F32 x) { PYDSTP_FOLD_LANES(x, sum_of_two); }
-static inline float max_lanes(F32 x) { PYDSTP_FOLD_LANES(x, max_of_two); }
 
 // e^x to about 2e-7 relative: 2^n * e^r with |r| <= ln(2)/2. Arguments below -87 give 0 and
 // those above 88 give infinity; NaN stays NaN.

@@ -1,4 +1,4 @@
-// The AVX-512 intrinsics that cpu/vec.h and cpu/dot.h use, in plain C++. With them the avx512bf16
+// The AVX-512 intrinsics that the CPU kernels use, in plain C++. With them the avx512bf16
 // tier runs, and is tested, on any machine; only tests use it.
 #pragma once
 
@@ -12,7 +12,7 @@ typedef float __m512 __attribute__((vector_size(64)));
 typedef int32_t __m512i __attribute__((vector_size(64)));
 typedef uint32_t __m512bh __attribute__((vector_size(64)));  // lane i: elements 2i (low), 2i + 1
 
-static inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
+[[maybe_unused, gnu::noinline]] static __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
   for (int i = 0; i < 16; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
   return c;
 }
@@ -28,8 +28,9 @@ static inline float widen_half(uint32_t bits) {
   return flush_denormal(x);
 }
 
-// Per lane: sum + a.odd * b.odd, then that + a.even * b.even.
-static inline __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
+// Per lane: sum + a.odd * b.odd, then that + a.even * b.even. Not inlined: kernels unroll around
+// it.
+[[maybe_unused, gnu::noinline]] static __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
   for (int i = 0; i < 16; ++i) {
     const float odd_a = widen_half(a[i] & 0xffff0000u), odd_b = widen_half(b[i] & 0xffff0000u);
     const float even_a = widen_half(a[i] << 16), even_b = widen_half(b[i] << 16);
@@ -37,6 +38,22 @@ static inline __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
     sum[i] = flush_denormal(__builtin_fmaf(even_a, even_b, first));
   }
   return sum;
+}
+
+// Rounds to nearest even: first the elements of b, then those of a. A denormal becomes zero, a NaN
+// stays one.
+static inline __m512bh _mm512_cvtne2ps_pbh(__m512 a, __m512 b) {
+  uint16_t elements[32];
+  for (int i = 0; i < 32; ++i) {
+    const float x = flush_denormal(i < 16 ? b[i] : a[i - 16]);
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof(bits));
+    const uint32_t rounded = x == x ? bits + 0x7fffu + (bits >> 16 & 1u) : bits | 0x400000u;
+    elements[i] = static_cast<uint16_t>(rounded >> 16);
+  }
+  __m512bh result;
+  memcpy(&result, elements, sizeof(result));
+  return result;
 }
 
 // Per lane: sum + four products of unsigned bytes of a with signed bytes of b.

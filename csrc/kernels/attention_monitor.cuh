@@ -73,6 +73,9 @@ PYDSTP_DEVICE void weigh_head(const DecodeAttentionParams& p, const AttentionRow
   }
   own_sum = block_sum(own_sum, scratch);
   if (p.monitor.norm[row.seq] == 0) sum = own_sum;
+  if (p.monitor.mass && thread_idx() == 0) {
+    p.monitor.mass[row.seq * p.num_heads + head] = sum == 0.0f ? 0.0f : own_sum / sum;
+  }
   for (int64_t i = thread_idx(); i < row.list_len; i += num_threads()) {
     logits[i] = sum == 0.0f ? 0.0f : logits[i] * (weight / sum);
   }

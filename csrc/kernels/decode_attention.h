@@ -15,7 +15,8 @@ constexpr int64_t kAttentionChunk = 64;
 // layer_weights[s, layer_idx] != 0 adds, for every list entry with slot t that counts,
 //   probs[s, t] += w * sum over heads h of head_weights[s, h] * exp(score[h, t] - m[h]) / z[h],
 // heads in ascending order; heads of weight 0 are not looked at. m and z are those of the entries
-// that count (subset), or of all that the row attends to (context). Nothing is read for it but
+// that count (subset), or of all that the row attends to (context). mass[s, h] becomes the sum of
+// the same quotients over the entries that count, without weights. Nothing is read for it but
 // scores that attention computes anyway. No sequence and no slot of a list may come twice.
 struct AttentionMonitor {
   float* probs;                // [max_batch, visual_capacity], added to; nullptr: no monitoring
@@ -24,6 +25,7 @@ struct AttentionMonitor {
   const float* head_weights;   // [max_batch, num_heads]
   const float* layer_weights;  // [max_batch, num_layers]; 0: the row's probs stay as they are
   const int32_t* norm;         // [max_batch] 0: subset, else context
+  float* mass;                 // [max_batch, num_heads] or nullptr; heads of weight 0 stay
 };
 
 // Visual rows that a KV head of a row of the batch attends to beside list and text. Their chunks

@@ -21,7 +21,8 @@ enum ShiftPolicyWord {
   kMergeSlot,
   kJoint,
   kSeedLow,
-  kSeedHigh
+  kSeedHigh,
+  kMinBudget
 };
 enum ShiftPolicyFloat { kThreshold, kTriggerRate };
 constexpr int64_t kStateWords = 8, kPolicyWords = 12, kPolicyFloats = 2;
@@ -30,7 +31,7 @@ enum ShiftMode { kModeBase, kModeExpanded };
 enum ShiftOutcome { kOutcomeCommit, kOutcomePending, kOutcomeRedo };
 enum ShiftAction { kActionNone, kActionSelect, kActionRestore };
 enum ShiftTrigger { kTriggerNever, kTriggerRisd, kTriggerRandom, kTriggerAvg, kTriggerEvery };
-enum ShiftSwap { kSwapCpts, kSwapHard, kSwapMerge, kSwapFull, kSwapAdd };
+enum ShiftSwap { kSwapCpts, kSwapHard, kSwapMerge, kSwapFull, kSwapAdd, kSwapTop };
 enum ShiftRetrigger { kRetriggerOff, kRetriggerExtend, kRetriggerReselect };
 enum ShiftApplies { kAppliesNext, kAppliesRedo, kAppliesEarly };
 enum ShiftPhase { kPhaseMid, kPhaseEnd, kPhaseRedone };
@@ -76,7 +77,14 @@ struct ShiftSelectParams {
   int32_t* status;           // [1] or nullptr
   int64_t batch, num_groups, list_capacity;
   int64_t group_idx;  // 0 <= group_idx < num_groups
+  const float* mass;  // [max_batch, num_heads], read for kSwapTop
+  int64_t num_heads;
 };
+
+// kSwapTop shows as many of S0's n slots as the largest mass of a head says, kMinBudget to kBudget
+// of them. A mass is a rounded quotient: what lies within its error above a whole number counts as
+// that number.
+constexpr double kMassSlack = 1e-6;
 
 void shift_detect_cpu(const ShiftDetectParams& p, ThreadPool& pool);
 void shift_detect_simt(const ShiftDetectParams& p);

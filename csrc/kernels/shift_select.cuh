@@ -35,7 +35,7 @@ PYDSTP_DEVICE uint32_t shift_key(float value) {
 }
 
 PYDSTP_DEVICE bool is_competing(const ShiftTask& t, int64_t slot) {
-  return t.kinds[slot] == kReserveCandidate ||
+  return (t.kinds[slot] == kReserveCandidate && t.swap != kSwapTop) ||
          (t.kinds[slot] == kBaseCandidate && t.swap != kSwapAdd);
 }
 
@@ -88,6 +88,7 @@ PYDSTP_DEVICE void find_candidates(const ShiftSelectParams& p, const ShiftTask& 
     float value = scores[slot];
     if (t.kinds[slot] == kBaseCandidate && !is_joint) {
       value = total > 0 ? static_cast<float>(probs[slot] / total) : 0.0f;
+      if (t.swap == kSwapTop) value = probs[slot];
     }
     t.keys[slot] = shift_key(value);
   }
@@ -127,7 +128,23 @@ PYDSTP_DEVICE void append_slots(ShiftTask& t, bool has_slot, int64_t slot, int32
   *len = min_of(*len + count, list_capacity);
 }
 
+// How many slots the block shows beside those that it always shows; every thread gets the number.
+PYDSTP_DEVICE int64_t count_wanted(const ShiftSelectParams& p, const ShiftTask& t) {
+  const int32_t* policy = p.state.policy + t.seq * kPolicyWords;
+  if (t.swap == kSwapAdd) return policy[kMaxReturned];
+  if (t.swap != kSwapTop) return policy[kBudget];
+  float largest = 0.0f;
+  for (int64_t h = 0; h < p.num_heads; ++h) {
+    largest = fmaxf(largest, p.mass[t.seq * p.num_heads + h]);  // fmaxf passes over NaN
+  }
+  const double share = static_cast<double>(fminf(largest, 1.0f)) * (1.0 - kMassSlack);
+  const int64_t asked = static_cast<int64_t>(ceil(share * static_cast<double>(count_from(t, 0))));
+  const int64_t low = policy[kMinBudget], high = policy[kBudget];
+  return min_of(max_of(asked, low), high);
+}
+
 PYDSTP_DEVICE bool is_slot_shown(const ShiftTask& t, int32_t kind, bool is_best, bool is_pseudo) {
+  if (t.swap == kSwapTop) return is_best;
   if (t.swap == kSwapFull) return kind != kNoCandidate;
   if (t.swap == kSwapHard || t.swap == kSwapMerge) return is_best || is_pseudo;
   return is_best || kind == kBaseCandidate;
@@ -139,7 +156,7 @@ PYDSTP_DEVICE int64_t write_selection(const ShiftSelectParams& p, ShiftTask& t) 
   const int32_t* policy = s.policy + t.seq * kPolicyWords;
   uint32_t cut;
   int64_t ties, tied = 0, shown = 0, dropped = 0;
-  find_last_key(t, policy[t.swap == kSwapAdd ? kMaxReturned : kBudget], &cut, &ties);
+  find_last_key(t, count_wanted(p, t), &cut, &ties);
   for (int64_t first = 0; first < t.capacity; first += num_threads()) {
     const int64_t slot = first + thread_idx();
     const int32_t kind = slot < t.capacity ? t.kinds[slot] : kNoCandidate;

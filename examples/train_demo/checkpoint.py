@@ -27,7 +27,7 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>"
            "<|object_ref_end|>", "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>",
            "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>",
            "<|video_pad|>")
-CHAT_TEMPLATE = """\
+_TEMPLATE = """\
 {%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\\n' }}
     {%- if message.content is string %}
@@ -35,7 +35,7 @@ CHAT_TEMPLATE = """\
     {%- else %}
         {%- for item in message.content %}
             {%- if item.type == 'image' %}
-                {{- '<|vision_start|><|image_pad|><|vision_end|>' }}
+                {{- 'PICTURE' }}
             {%- elif item.type == 'text' %}
                 {{- item.text }}
             {%- endif %}
@@ -47,6 +47,14 @@ CHAT_TEMPLATE = """\
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
+
+
+def chat_template(picture: str) -> str:
+    """The template of both families; `picture` stands where an image is."""
+    return _TEMPLATE.replace("PICTURE", picture)
+
+
+CHAT_TEMPLATE = chat_template("<|vision_start|><|image_pad|><|vision_end|>")
 
 
 def build_tokenizer(examples_per_task: int = 400, special: tuple[str, ...] = SPECIAL) -> Tokenizer:

@@ -32,6 +32,7 @@ FIRST = {("locate", 0): {"hits": 1}, ("haystack", 0): {"kind": "border"}, ("both
 class Curriculum:
     """Level and lessons, and running averages of exact answers that decide when they rise."""
 
+    tasks: tuple[str, ...] = ("read", "trail", "locate", "haystack")
     level: int = 0
     lessons: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LESSONS, 0))
     exact: dict[str, float] = field(default_factory=dict)
@@ -43,7 +44,7 @@ class Curriculum:
     def maybe_rise(self, needed: float = 0.85, passed: float = 0.75) -> bool:
         """Go up a level or a lesson whose tasks are mastered; `trail` counts from level 1 on."""
         before = (self.level, *self.lessons.values())
-        watched = ["read"] + (["trail"] if self.level else [])
+        watched = ["read"] + (["trail"] if self.level and "trail" in self.tasks else [])
         good = {task for task, share in self.exact.items() if share >= needed}
         if good.issuperset(watched) and self.level < len(SIDES) - 1:
             self.level += 1
@@ -74,8 +75,14 @@ class Curriculum:
             groups["trail" if name == "read" else name].append(example)
         return [group for group in groups.values() if group]
 
-    def _shares(self) -> tuple[float, ...]:
+    def _shares(self) -> np.ndarray:
         """How much of each of KINDS a step has."""
+        shares = np.array([share * (task in self.tasks)
+                           for share, (task, _) in zip(self._all_shares(), KINDS)])
+        return shares / shares.sum()
+
+    def _all_shares(self) -> tuple[float, ...]:
+        """The same before tasks are left out."""
         if self.level < len(SIDES) - 1:
             return SHARES[self.level]
         if min(self.lessons["locate"], self.lessons["haystack"]) < 2:

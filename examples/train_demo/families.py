@@ -10,7 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from checkpoint import SPECIAL, build_config, build_model, build_tokenizer, write_files
+from checkpoint import (
+    SPECIAL,
+    build_config,
+    build_model,
+    build_tokenizer,
+    chat_template,
+    write_files,
+)
 from data import Batch, Cells, cell_facts, render_prompt
 from PIL import Image
 from tokenizers import Tokenizer
@@ -22,26 +29,7 @@ from pydstp.tasks import Example
 TILE, SIDE = 320, 10  # pixels and visual tokens along one side
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 INTERNVL_SPECIAL = (*SPECIAL, "<img>", "</img>", "<IMG_CONTEXT>")
-INTERNVL_TEMPLATE = """\
-{%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\\n' }}
-    {%- if message.content is string %}
-        {{- message.content }}
-    {%- else %}
-        {%- for item in message.content %}
-            {%- if item.type == 'image' %}
-                {{- '<IMG_CONTEXT>\\n' }}
-            {%- elif item.type == 'text' %}
-                {{- item.text }}
-            {%- endif %}
-        {%- endfor %}
-    {%- endif %}
-    {{- '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-{%- endif %}
-"""
+INTERNVL_TEMPLATE = chat_template("<IMG_CONTEXT>\\n")
 INTERNVL_PROCESSOR = {
     "crop_to_patches": True, "do_convert_rgb": True, "do_normalize": True, "do_rescale": True,
     "do_resize": True, "image_mean": IMAGENET[0], "image_processor_type":

@@ -83,7 +83,8 @@ class Trainer:
     """Model, optimizer and curriculum, and how they are saved and resumed."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.step, self.seconds, self.curriculum = args, 0, 0.0, Curriculum()
+        self.args, self.step, self.seconds = args, 0, 0.0
+        self.curriculum = Curriculum(tuple(args.tasks))
         self.family = FAMILIES[args.family]
         file = args.out / "checkpoint" / "tokenizer.json"
         known = file.exists()
@@ -166,6 +167,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--family", choices=tuple(FAMILIES), default="qwen3_vl")
+    parser.add_argument("--tasks", nargs="+", choices=("read", "trail", "locate", "haystack"),
+                        default=["read", "trail", "locate", "haystack"],
+                        help="what to learn; `read` is where it begins")
     parser.add_argument("--steps", type=int, default=4700)
     parser.add_argument("--vision-steps", type=int, default=300)
     parser.add_argument("--hold", type=int, default=2820, help="step from which the rate falls")

@@ -11,7 +11,7 @@ from pydstp.experiments.runs import Asker, Questions, is_right
 from pydstp.experiments.settings import Setting
 from pydstp.experiments.statistics import mean, median, wilson
 from pydstp.generation import Generation
-from pydstp.shift import DSTP
+from pydstp.shift import DSTP, DyCoke, Shift, SketchReturn
 
 HEADER = ("method", "kept", "shift", "accuracy", "95 %", "visible", "all layers", "triggers",
           "forwards", "tokens", "KiB/token", "ms/token")
@@ -57,7 +57,8 @@ class Evaluation:
                 setting = replace(setting, shift=replace(setting.shift, trigger_rate=rate))
             row = self.measure(setting)
             rates[setting.pruning, setting.shift] = row["trigger_rate"]
-            full_accuracy = row["accuracy"] if setting.pruning is None else full_accuracy
+            if setting.pruning is None and setting.shift is None:
+                full_accuracy = row["accuracy"]
             row["accuracy_of_full"] = row["accuracy"] / full_accuracy if full_accuracy else None
             yield row
 
@@ -100,7 +101,7 @@ class Evaluation:
         }
 
 
-def summary(answers: list[Generation], shift: DSTP | None) -> dict[str, Any]:
+def summary(answers: list[Generation], shift: Shift | None) -> dict[str, Any]:
     """Means over answers, and how often a step that was watched triggered."""
     reports = [answer.shift for answer in answers]
     watched = sum(watched_steps(answer, shift) for answer in answers)
@@ -115,9 +116,11 @@ def summary(answers: list[Generation], shift: DSTP | None) -> dict[str, Any]:
     }
 
 
-def watched_steps(answer: Generation, shift: DSTP | None) -> int:
+def watched_steps(answer: Generation, shift: Shift | None) -> int:
     """Decode steps at which the policy could trigger: while a swap lasts it may look away."""
     steps = max(0, len(answer.token_ids) - 1)
+    if isinstance(shift, DyCoke) or (isinstance(shift, SketchReturn) and shift.gate is not None):
+        return steps
     if not isinstance(shift, DSTP):
         return 0
     if shift.retrigger != "off":

@@ -12,7 +12,7 @@ from pydstp.config import SamplingParams, require_int
 from pydstp.errors import OptionError, PromptError, show
 from pydstp.generation import CancelToken, Generation
 from pydstp.pruning import PruningConfig
-from pydstp.shift import DSTP
+from pydstp.shift import DSTP, VisionPulse
 from pydstp.tasks import TASKS, Example, is_correct, make_example
 
 FILES = "files"  # the task of a question that a user brings: it has no gold answer
@@ -89,7 +89,7 @@ def seeded(selection: dict[str, Any], batch: list[Example]) -> dict[str, Any]:
         options = pruning.to_dict()
         changed["pruning"] = [PruningConfig(**{**options, "seed": options["seed"] + example.seed})
                               for example in batch]
-    if isinstance(shift := selection.get("shift"), DSTP):
+    if isinstance(shift := selection.get("shift"), DSTP | VisionPulse):
         changed["shift"] = [replace(shift, seed=shift.seed + example.seed) for example in batch]
     return changed
 

@@ -11,11 +11,13 @@ from typing import Any
 
 from pydstp.errors import OptionError, show
 from pydstp.pruning import PruningConfig, available_pruners
-from pydstp.shift import DSTP, SketchReturn
+from pydstp.pruning.before_layer import LayerPruner
+from pydstp.pruning.registry import pruner_class
+from pydstp.shift import DSTP, DyCoke, Shift, SketchReturn, VisionPulse
 
 ABLATION_METHODS = ("fastv", "divprune")
 ABLATION_RATIO = 0.333
-POLICIES = ("none", "dstp", "recommended", "sketch")
+POLICIES = ("none", "dstp", "recommended", "sketch", "visionpulse", "dycoke")
 
 # The rows of the paper's ablation (arXiv 2604.12358, table of swaps and triggers), by their changes
 # to a timing. "random" comes behind the row whose frequency of triggers it copies.
@@ -26,6 +28,17 @@ ABLATION = {
     "risd + full": {"swap": "full"},
     "risd + hard": {"swap": "hard"},
     "risd + merge": {"swap": "merge"},
+}
+
+# What `--sketch-sweep` changes of SketchReturn, by the name of the row.
+SKETCHES = {
+    **{f"m {count}": {"max_returned": count} for count in (1, 2, 4, 8)},
+    **{f"{bits} bits": {"bits": bits} for bits in (2, 8, 16)},
+    "per head": {"per_head": True},
+    **{f"mass {mass:g}": {"max_returned": 8, "mass": mass} for mass in (0.01, 0.05, 0.2)},
+    **{f"gate {threshold:g}": {"threshold": threshold, "monitor_layers": "post_prune"}
+       for threshold in (0.75, 0.9, 0.99)},
+    "from layer 2": {"first_layer": 2},
 }
 
 THRESHOLDS = (0.75, 0.9, 0.95, 1.1)
@@ -49,7 +62,7 @@ class Setting:
         method, ratio: the pruning method and the share it keeps; "none" keeps all.
         policy: the name of the shift policy in the table.
         pruning, shift: what `Engine.generate` takes.
-        table: "grid", "ablation" or "pareto".
+        table: "grid", "ablation", "sketch" or "pareto".
         same_rate_as: the policy whose measured frequency of triggers becomes `trigger_rate`.
     """
 
@@ -57,7 +70,7 @@ class Setting:
     ratio: float
     policy: str
     pruning: PruningConfig | None = None
-    shift: DSTP | None = None
+    shift: Shift | None = None
     table: str = "grid"
     same_rate_as: DSTP | None = None
 
@@ -103,9 +116,9 @@ def parse_ratios(text: str) -> list[float]:
     return list(dict.fromkeys(ratios))
 
 
-def parse_policies(text: str) -> dict[str, DSTP | None]:
-    """The policies of `--shift`, by name: none, dstp, recommended, or files of `DSTP.save`, whose
-    names stand in the table without folder and suffix.
+def parse_policies(text: str) -> dict[str, Shift | None]:
+    """The policies of `--shift`, by name: one of POLICIES, or files of `DSTP.save`, whose names
+    stand in the table without folder and suffix.
 
     Raises:
         OptionError: a name that is none of these and no such file.
@@ -114,30 +127,38 @@ def parse_policies(text: str) -> dict[str, DSTP | None]:
     if not names:
         raise OptionError(f"--shift: expected names among {', '.join(POLICIES)}, or files")
     made = {"none": lambda: None, "dstp": DSTP, "recommended": DSTP.recommended,
-            "sketch": SketchReturn}
+            "sketch": SketchReturn, "visionpulse": VisionPulse, "dycoke": DyCoke}
     return {name if name in made else Path(name).stem:
             made[name]() if name in made else DSTP.from_file(name) for name in names}
 
 
 def default_fastv_layer(num_layers: int) -> int:
-    """FastV prunes before layer 2; before layer 1 in models under ten layers."""
+    """FastV and its kin prune before layer 2; before layer 1 in models under ten layers."""
     return 1 if num_layers < 10 else 2
 
 
 def prune(method: str, ratio: float, fastv_layer: int) -> PruningConfig:
-    """A method with the one option that depends on the model."""
-    options: dict[str, Any] = {"layer": fastv_layer} if method == "fastv" else {}
+    """A method; those that act inside the decoder do so before `fastv_layer`."""
+    is_inside = issubclass(pruner_class(method), LayerPruner)
+    options: dict[str, Any] = {"layer": fastv_layer} if is_inside else {}
     return PruningConfig(method, ratio, **options)
 
 
-def grid(methods: Sequence[str], ratios: Sequence[float], policies: dict[str, DSTP | None],
+def grid(methods: Sequence[str], ratios: Sequence[float], policies: dict[str, Shift | None],
          fastv_layer: int) -> list[Setting]:
-    """Every method at every ratio under every policy; "none" once."""
+    """Every method at every ratio under every policy; "none" once, and once under each policy that
+    needs no pruning.
+
+    A method that makes pictures smaller leaves nothing that could return: it comes without policy.
+    """
     settings = [Setting("none", 1.0, "none")] if "none" in methods else []
+    settings += [Setting("none", 1.0, name, shift=shift) for name, shift in policies.items()
+                 if settings and isinstance(shift, VisionPulse | DyCoke)]
     for method, ratio in itertools.product([name for name in methods if name != "none"], ratios):
         pruning = prune(method, ratio, fastv_layer)
+        possible = {"none": None} if pruning.pruner.acts_on_picture else policies
         settings += [Setting(method, ratio, name, pruning, shift)
-                     for name, shift in policies.items()]
+                     for name, shift in possible.items()]
     return settings
 
 
@@ -174,6 +195,15 @@ def _ablation_rows(timing: str, policy: DSTP) -> list[Setting]:
         rows.append(Setting("", 1.0, f"{timing}: {policy.trigger} + {describe_swap(policy)}", None,
                             policy, "ablation"))
     return rows
+
+
+def sketch_sweep(methods: Sequence[str], ratios: Sequence[float],
+                 fastv_layer: int) -> list[Setting]:
+    """The base method and SketchReturn with one option changed at a time, for all methods and
+    ratios."""
+    policies = {f"sketch: {name}": SketchReturn(**changes) for name, changes in SKETCHES.items()}
+    rows = grid(methods, ratios, {"none": None, **policies}, fastv_layer)
+    return [replace(row, table="sketch") for row in rows]
 
 
 def pareto(methods: Sequence[str], ratios: Sequence[float], fastv_layer: int) -> list[Setting]:

@@ -22,6 +22,14 @@ from pydstp.ops.attention import (
 )
 from pydstp.ops.cache import gather_kv, mean_kv, store_kv
 from pydstp.ops.dense import linear, qk_norm_rope, rms_norm, silu_and_mul
+from pydstp.ops.prefill import prefill_attention
+from pydstp.ops.quantised import (
+    QuantisedMatrix,
+    dequantise_rows,
+    quantise_rows,
+    quantised_linear,
+)
+from pydstp.ops.recording import Recording, Scratch, compute, perform, scratch
 from pydstp.ops.returning import attention_with_return, return_workspace
 from pydstp.ops.runtime import (
     ThreadPool,
@@ -59,7 +67,10 @@ __all__ = [
     "Phase",
     "PolicyFloat",
     "PolicyWord",
+    "QuantisedMatrix",
+    "Recording",
     "Retrigger",
+    "Scratch",
     "ShiftState",
     "StateWord",
     "Swap",
@@ -69,16 +80,23 @@ __all__ = [
     "attention_with_return",
     "attention_workspace",
     "available_isas",
+    "compute",
     "cpu_features",
     "current_isa",
     "decode_attention",
+    "dequantise_rows",
     "gather_kv",
     "linear",
     "mean_kv",
     "monitor_workspace",
+    "perform",
+    "prefill_attention",
     "qk_norm_rope",
+    "quantise_rows",
+    "quantised_linear",
     "return_workspace",
     "rms_norm",
+    "scratch",
     "set_isa",
     "set_simt_seed",
     "shift_detect",

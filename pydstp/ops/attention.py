@@ -18,11 +18,12 @@ from pydstp.ops.checks import (
     optional_address,
     row_address,
 )
+from pydstp.ops.recording import new_result
 from pydstp.ops.runtime import ThreadPool, call
 
 _CHUNK = 64  # kAttentionChunk of csrc/kernels/decode_attention.h
 _INT32, _FLOAT32 = torch.int32, torch.float32
-_NO_MONITOR = (0,) * 6
+_NO_MONITOR = (0,) * 7
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Monitor:
         norm: [max_batch] int32: 0, softmax over the slots that count; 1, over all that is attended
             to, text included.
         logits: what `monitor_workspace` gives for this batch or a larger one, or None.
+        mass: [max_batch, num_heads] float32 or None: written with the head's softmax summed over
+            the slots that count, weights left aside; heads of weight 0 are not written.
     """
 
     probs: Tensor
@@ -50,6 +53,7 @@ class Monitor:
     layer_weights: Tensor
     norm: Tensor
     logits: Tensor | None = None
+    mass: Tensor | None = None
 
 
 def attention_workspace(batch: int, num_heads: int, visible_indices: Tensor, text: Tensor,
@@ -98,7 +102,7 @@ def decode_attention(
     """
     lists = (seq_idx, visible_indices, visible_len, layer_to_group, layer_idx, text_len)
     shape, arguments = check_reads(q, visual, text, lists, check_indices)
-    out = q.new_empty(shape) if out is None else out
+    out = new_result(q, shape) if out is None else out
     attend(q, text, lists, arguments, address(out, "out", visual.dtype, shape), scale, pool,
            workspace, monitor, status)
     return out
@@ -169,9 +173,9 @@ def attend(
         logits = monitor_workspace(batch, num_heads, indices) if logits is None else logits
         monitored = _monitor(monitor, logits, arguments[1], num_heads, batch * indices.shape[2],
                              layer_to_group.shape[1])
-    call(native, pool, *arguments, room, optional_address(status, "status", _INT32, (1,)), out,
-         batch, num_heads, *indices.shape[1:], layer_to_group.shape[1], layer_idx, q.stride(0),
-         scale, monitored, *more)
+    sizes = (batch, num_heads, *indices.shape[1:], layer_to_group.shape[1], layer_idx, q.stride(0))
+    status_address = optional_address(status, "status", _INT32, (1,))
+    call(native, pool, (*arguments, room, status_address, out, sizes, scale), monitored, *more)
 
 
 def _monitor(monitor: Monitor, logits: Tensor, arena: tuple[int, ...], num_heads: int,
@@ -185,6 +189,7 @@ def _monitor(monitor: Monitor, logits: Tensor, arena: tuple[int, ...], num_heads
         address(monitor.head_weights, "monitor.head_weights", _FLOAT32, (max_batch, num_heads)),
         address(monitor.layer_weights, "monitor.layer_weights", _FLOAT32, (max_batch, num_layers)),
         address(monitor.norm, "monitor.norm", _INT32, (max_batch,)),
+        optional_address(monitor.mass, "monitor.mass", _FLOAT32, (max_batch, num_heads)),
     )
 
 

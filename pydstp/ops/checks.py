@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pydstp.errors import OptionError
+from pydstp.ops.recording import keep
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -35,6 +36,7 @@ def address(tensor: Tensor, name: str, dtype: torch.dtype, shape: tuple[int, ...
         and tensor.is_contiguous()
         and tensor.is_cpu
     ):
+        keep(tensor)
         return tensor.data_ptr()
     raise OptionError(_explain(tensor, name, dtype, shape) or _not_contiguous(tensor, name))
 
@@ -48,6 +50,7 @@ def row_address(tensor: Tensor, name: str, dtype: torch.dtype, shape: tuple[int,
         and tensor.is_cpu
         and (tensor.stride()[1:] == (shape[2], 1) or tensor[:1].is_contiguous())
     ):
+        keep(tensor)
         return tensor.data_ptr()
     raise OptionError(_explain(tensor, name, dtype, shape) or _not_contiguous(tensor, name))
 

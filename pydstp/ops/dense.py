@@ -8,6 +8,7 @@ from torch import Tensor
 from pydstp import _C
 from pydstp.errors import OptionError
 from pydstp.ops.checks import address, check_rank, dtype_code, optional_address
+from pydstp.ops.recording import new_result
 from pydstp.ops.runtime import ThreadPool, call
 
 
@@ -36,7 +37,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, pool: Threa
               address(weight, "weight", dtype, (out_features, in_features)),
               optional_address(bias, "bias", dtype, (out_features,)))
     if out is None:
-        out = x.new_empty(num_tokens, out_features)
+        out = new_result(x, (num_tokens, out_features))
     call(_C.linear, pool, *inputs, address(out, "out", dtype, (num_tokens, out_features)),
          num_tokens, in_features, out_features, code)
     return out
@@ -63,7 +64,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None =
     if not hidden_size or not shape or shape[-1] != hidden_size:
         raise OptionError(f"x: expected shape [..., {hidden_size}], not empty, got {list(shape)}")
     if out is None:
-        out = torch.empty_like(x)
+        out = new_result(x, shape)
     call(_C.rms_norm, pool, address(x, "x", dtype, shape),
          address(weight, "weight", dtype, (hidden_size,)),
          optional_address(residual, "residual", dtype, shape),
@@ -87,7 +88,7 @@ def silu_and_mul(gate_up: Tensor, *, pool: ThreadPool, out: Tensor | None = None
     if width % 2:
         raise OptionError(f"gate_up: expected an even last dimension, got {list(gate_up.shape)}")
     if out is None:
-        out = gate_up.new_empty(num_tokens, width // 2)
+        out = new_result(gate_up, (num_tokens, width // 2))
     call(_C.silu_and_mul, pool, address(gate_up, "gate_up", dtype, (num_tokens, width)),
          address(out, "out", dtype, (num_tokens, width // 2)),
          num_tokens, width // 2, code)

@@ -9,6 +9,7 @@ from pydstp import _C
 from pydstp.errors import OptionError
 from pydstp.ops.attention import Monitor, attend, check_reads, check_room
 from pydstp.ops.checks import address, check_index_range, check_rank, optional_address
+from pydstp.ops.recording import new_result
 from pydstp.ops.runtime import ThreadPool
 from pydstp.ops.sketch import KeySketch, checked_sketch
 
@@ -70,7 +71,7 @@ def attention_with_return(
     """
     lists = (seq_idx, visible_indices, visible_len, layer_to_group, layer_idx, text_len)
     shape, arguments = check_reads(q, visual, text, lists, check_indices)
-    out = q.new_empty(shape) if out is None else out
+    out = new_result(q, shape) if out is None else out
     out_address = address(out, "out", visual.dtype, shape)
     arena = arguments[1]
     sketched = checked_sketch(sketch, arena)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch  # noqa: F401  # before _C, as everywhere: one C++ runtime, torch's
 
 from pydstp import _C
 from pydstp.errors import OptionError
+from pydstp.ops.recording import note_call
 
 
 class ThreadPool(_C.ThreadPool):
@@ -29,11 +30,21 @@ def call(native: Callable[..., None], pool: ThreadPool, *arguments: object) -> N
     """Run a native function; what its signature refuses becomes an `OptionError`."""
     try:
         native(pool, *arguments)
+        note_call(native, pool, *arguments)
     except TypeError:
         if not isinstance(pool, ThreadPool):
             raise OptionError(f"pool: expected a ThreadPool, got {type(pool).__name__}") from None
-        odd = ", ".join(repr(a) for a in arguments if type(a) not in (int, tuple))
+        odd = ", ".join(map(repr, _no_numbers(arguments)))
         raise OptionError(f"{native.__name__}: expected numbers as documented, got {odd}") from None
+
+
+def _no_numbers(arguments: tuple[object, ...]) -> Iterator[object]:
+    """Everything in nested tuples that is no number."""
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            yield from _no_numbers(argument)
+        elif type(argument) not in (int, float):
+            yield argument
 
 
 def cpu_features() -> dict[str, bool]:

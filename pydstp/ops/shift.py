@@ -57,6 +57,7 @@ class Swap(IntEnum):
     MERGE = 2
     FULL = 3
     ADD = 4
+    TOP = 5
 
 
 class Retrigger(IntEnum):
@@ -109,6 +110,7 @@ class PolicyWord(IntEnum):
     JOINT = 8
     SEED_LOW = 9
     SEED_HIGH = 10
+    MIN_BUDGET = 11
 
 
 class PolicyFloat(IntEnum):
@@ -139,6 +141,7 @@ class ShiftState:
         head_weights: [max_batch, num_heads] float32, as `Monitor.head_weights`.
         layer_weights: [max_batch, num_layers] float32, as `Monitor.layer_weights`.
         norm: [max_batch] int32, as `Monitor.norm`.
+        mass: [max_batch, num_heads] float32, as `Monitor.mass`.
         similarity: [max_batch] float32, of the last step.
         similarity_sum: [max_batch] float64, over all steps.
         state: [max_batch, 8] int32, see `StateWord`.
@@ -164,6 +167,7 @@ class ShiftState:
     head_weights: Tensor
     layer_weights: Tensor
     norm: Tensor
+    mass: Tensor
     similarity: Tensor
     similarity_sum: Tensor
     state: Tensor
@@ -210,7 +214,7 @@ def _layout(
         torch.float32: {
             "probs": by_slot, "anchor": by_slot, "scores": by_slot, "similarity": (max_batch,),
             "head_weights": (max_batch, num_heads), "layer_weights": (max_batch, num_layers),
-            "policy_float": (max_batch, 2)},
+            "mass": (max_batch, num_heads), "policy_float": (max_batch, 2)},
         torch.float64: {"similarity_sum": (max_batch,)},
         torch.uint8: {"base_mask": by_slot},
     }
@@ -220,7 +224,7 @@ def _layout(
 
 # What the native struct holds, in its order; the rest is for `Monitor` and `attention_probs`.
 _NATIVE = tuple(field.name for field in fields(ShiftState) if field.name not in (
-    "score_indices", "score_len", "head_weights", "layer_weights", "norm"))
+    "score_indices", "score_len", "head_weights", "layer_weights", "norm", "mass"))
 
 
 def shift_detect(state: ShiftState, seq_idx: Tensor, phase: Phase, *, pool: ThreadPool,
@@ -256,8 +260,10 @@ def shift_select(state: ShiftState, seq_idx: Tensor, visible_indices: Tensor, vi
     RESTORE shows S0. SELECT takes the BUDGET best of S0 and R (ties: the lowest slot) and shows, by
     SWAP: CPTS these and S0; HARD these and pseudo tokens; MERGE the same and MERGE_SLOT, with what
     it leaves of S0 in `dropped_indices` (if that is nothing, no MERGE_SLOT); ADD S0 and the
-    MAX_RETURNED best of R; FULL everything. A slot of S0 counts its share of `probs`, one of R its
-    score; both their score if JOINT is set. NaN counts as 0.
+    MAX_RETURNED best of R; FULL everything; TOP the best of the n slots of S0 alone, n times the
+    largest `mass` of them rounded up (1e-6 of it is taken for rounding), but from MIN_BUDGET to
+    BUDGET. A slot of S0 counts its share of `probs` (its `probs` with TOP), one of R its score;
+    both their score if JOINT is set. NaN counts as 0.
 
     Args:
         state: what `ShiftState.allocate` gave.
@@ -272,10 +278,13 @@ def shift_select(state: ShiftState, seq_idx: Tensor, visible_indices: Tensor, vi
     if not isinstance(group_idx, int) or not 0 <= group_idx < num_groups:
         raise OptionError(f"group_idx: expected an int in [0, {num_groups}), got {group_idx!r}")
     batch, shape = check_batch(seq_idx, max_batch), (max_batch, num_groups, list_capacity)
+    check_rank(state.mass, "state.mass", ("max_batch", "num_heads"))
+    num_heads = state.mass.shape[1]
     call(_C.shift_select, pool, *addresses, address(seq_idx, "seq_idx", _INT32, (batch,)),
          address(visible_indices, "visible_indices", _INT32, shape),
          address(visible_len, "visible_len", _INT32, shape[:2]),
-         optional_address(status, "status", _INT32, (1,)), batch, *shape[1:], group_idx)
+         optional_address(status, "status", _INT32, (1,)), batch, *shape[1:], group_idx,
+         address(state.mass, "state.mass", torch.float32, (max_batch, num_heads)), num_heads)
 
 
 def _addresses(state: ShiftState) -> tuple[tuple[int, ...], int, int]:

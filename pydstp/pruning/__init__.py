@@ -3,7 +3,24 @@
 Importing a method's module registers it.
 """
 
-from pydstp.pruning import divprune, fastv, none, random, visionzip  # noqa: F401
+from pydstp.pruning import (  # noqa: F401
+    alpha,
+    cdpruner,
+    dart,
+    divprune,
+    fastervlm,
+    fastv,
+    fastv_vis,
+    none,
+    pooling,
+    prumerge,
+    random,
+    resize,
+    reverse_fastv,
+    visionzip,
+    vispruner,
+    window_fastv,
+)
 from pydstp.pruning.base import MergePlan, Pruner, Selection, VisualTokens
 from pydstp.pruning.registry import PruningConfig, available_pruners, register_pruner
 from pydstp.pruning.run import run_pruner

@@ -12,8 +12,13 @@ from torch import Tensor
 
 from pydstp.errors import OptionError
 
-STATISTICS = ("attention_row", "vision_attention", "vision_keys")
+# Of the decoder layer before the one that a method acts before.
+LAYER_STATISTICS = ("attention_row", "picture_row", "received_attention", "key_norms",
+                    "text_key_norms")
+STATISTICS = ("vision_attention", "vision_keys", "text_embeddings", "text_states",
+              *LAYER_STATISTICS)
 QUOTAS = ("span", "global")
+REDUCTIONS = ("sum", "max")
 _TIE = 1e-6  # cosines this close differ by rounding; which is larger would depend on the machine
 
 
@@ -30,14 +35,27 @@ class VisualTokens:
         spans: (start, length) that the quotas belong to: one for each grid (quota="span"), or
             one for all N tokens (quota="global").
         attention_row: [N] float32, attention of the last prompt token in the layer before,
-            softmax over everything it sees, mean over heads; None unless the method needs it.
+            softmax over everything it sees, mean over heads; None unless the method needs it, as
+            all that follows but `generator`.
+        picture_row: [N] float32, the same of the last visual token of the picture that the token
+            belongs to (a picture is all its tiles and the thumbnail).
+        received_attention: [N] float32, the mean of the same over all other tokens of the prompt;
+            those that come before the token see nothing of it and count as 0.
+        key_norms: [N] float32, L1 norm of the token's keys in the layer before, as attention takes
+            them, over all KV heads.
+        text_key_norms: [T] float32, the same of the text behind the last of the new pictures.
+        text_states: [T, hidden_size], like `features`, of that text; the last row is the last
+            prompt token.
         vision_attention: [N] float32, attention received in block `block` of the vision tower, mean
             over heads and over the patches of the token: from the class token of the tile
-            (InternVL), or, where the tower has none, mean over the queries of the picture; None
-            unless needed. Entries of a picture of P patches then sum to 1/4, so those of a larger
+            (InternVL), or, where the tower has none, mean over the queries of the picture.
+            Entries of a picture of P patches then sum to 1/4, so those of a larger
             picture are smaller.
         vision_keys: [N, head_dim] float32, keys of the same block as attention takes them, mean
-            over the patches of the token and over heads; None unless needed.
+            over the patches of the token and over heads.
+        text_embeddings: [num_text, hidden_size] in the dtype of the model: what the decoder takes
+            for the words of the last user message, chat template and earlier turns left out; no
+            rows where it has no words.
         generator: for all randomness, seeded with `PruningConfig.seed`.
     """
 
@@ -46,8 +64,14 @@ class VisualTokens:
     quotas: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
     attention_row: Tensor | None = None
+    picture_row: Tensor | None = None
+    received_attention: Tensor | None = None
+    key_norms: Tensor | None = None
+    text_key_norms: Tensor | None = None
+    text_states: Tensor | None = None
     vision_attention: Tensor | None = None
     vision_keys: Tensor | None = None
+    text_embeddings: Tensor | None = None
     generator: torch.Generator = field(default_factory=torch.Generator)
 
     def __len__(self) -> int:
@@ -78,16 +102,19 @@ class VisualTokens:
 class MergePlan:
     """Merged ("pseudo") tokens. Token p is features[targets[p]] + weights[p] @ features.
 
-    The same sum is taken of every DeepStack map that is still to be added.
+    The same is done with every DeepStack map that is still to be added.
 
     Attributes:
         targets: [M] int64, sorted: the token whose place in the prompt each one takes. Targets are
             not kept beside it.
         weights: [M, N] float32.
+        reduce: "sum", as above; "max", where token p is, number by number, the largest of the
+            target and of the tokens whose weight is not 0.
     """
 
     targets: Tensor
     weights: Tensor
+    reduce: str = "sum"
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +139,8 @@ class Pruner(ABC):
         default_quota: "span" keeps a share of each picture or tile, "global" of all together.
         adaptive: the method may keep fewer or more tokens than asked, at least one.
         keeps_all: the method takes no ratio and no number.
+        acts_on_picture: pictures are made smaller before the vision tower instead, each to its
+            share of tokens; `select` is not asked, and nothing is left that could return.
         block: the block of the vision tower that `vision_*` come from; negative counts from the
             end.
     """
@@ -120,6 +149,7 @@ class Pruner(ABC):
     default_quota: ClassVar[str] = "span"
     adaptive: ClassVar[bool] = False
     keeps_all: ClassVar[bool] = False
+    acts_on_picture: ClassVar[bool] = False
     block: ClassVar[int] = -2
 
     @property
@@ -142,10 +172,15 @@ class Pruner(ABC):
 
 def top_indices(scores: Tensor, count: int) -> Tensor:
     """[n] -> [count] int64: where the largest are, sorted; the lower index wins, NaN never does."""
+    return ranked(scores)[:count].sort().values
+
+
+def ranked(scores: Tensor) -> Tensor:
+    """[..., n] -> [..., n] int64: from the largest to the smallest, NaN last; of equal ones the
+    first comes first."""
     if scores.is_floating_point():
         scores = torch.where(scores.isnan(), -torch.inf, scores)
-    order = scores.sort(descending=True, stable=True).indices
-    return order[:count].sort().values
+    return scores.sort(dim=-1, descending=True, stable=True).indices
 
 
 def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,3 +205,8 @@ def first_largest(values: Tensor) -> Tensor:
     """[..., n] cosines or distances -> [...] int64: the first that is as good as the largest."""
     near = values >= values.amax(dim=-1, keepdim=True) - _TIE
     return near.to(torch.uint8).argmax(dim=-1)
+
+
+def without_rounding(values: Tensor) -> Tensor:
+    """Cosines in whole steps of 1e-6, so that those which differ by rounding are equal."""
+    return (values / _TIE).round()

@@ -10,7 +10,8 @@ from torch import Tensor
 from pydstp.pruning.base import Pruner, VisualTokens, first_largest, unit_rows
 from pydstp.pruning.registry import register_pruner
 
-_BLOCK = 512  # rows of the N x N distances that exist at a time
+_BLOCK = 512  # rows of the N x N distances that are computed at a time
+_MAX_KEPT = 8192  # tokens up to which all of them are kept
 _PICKED, _LAST_RESORT = -2.0, -1.0  # below every distance
 
 
@@ -32,7 +33,10 @@ class DivPrune(Pruner):
 
 
 def pick_diverse(features: Tensor, count: int) -> Tensor:
-    """The greedy choice, in O(n count d) behind the O(n^2 d) that finds its first token.
+    """The greedy choice. All distances are needed once, for the first token: O(n^2 d).
+
+    Up to 8,192 tokens they are kept (256 MiB), and a pick reads one row of them; beyond that a pick
+    computes its row again, O(n d).
 
     Args:
         features: [n, d].
@@ -42,24 +46,37 @@ def pick_diverse(features: Tensor, count: int) -> Tensor:
         [count] int64 in the order in which they were picked.
     """
     unit, is_finite = unit_rows(features)
+    is_kept = len(unit) <= _MAX_KEPT
+    rows = unit.new_empty(len(unit), len(unit)) if is_kept else None
     last_resort = torch.where(is_finite, torch.inf, _LAST_RESORT)
-    distance = torch.minimum(last_resort, _nearest_neighbour(unit, is_finite))
+    distance = torch.minimum(last_resort, _nearest_neighbour(unit, is_finite, rows))
     nearest = last_resort  # distance to what is picked so far
     picked = torch.empty(count, dtype=torch.int64, device=features.device)
     for i in range(count):
         token = first_largest(nearest if i else distance)
-        nearest = torch.minimum(nearest, (1.0 - unit @ unit[token]).clamp_(min=0.0))
+        row = rows[token] if is_kept else _distances(unit, unit[token])
+        nearest = torch.minimum(nearest, row)
         nearest[token] = _PICKED
         picked[i] = token
     return picked
 
 
-def _nearest_neighbour(unit: Tensor, is_finite: Tensor) -> Tensor:
-    """[n] distance of each row to the nearest other finite one; infinity where there is none."""
-    distances = []
+def _distances(unit: Tensor, others: Tensor) -> Tensor:
+    """1 - cos of others [d] or [m, d] with each row of unit: [n] or [m, n]."""
+    return (1.0 - others @ unit.T).clamp_(min=0.0)
+
+
+def _nearest_neighbour(unit: Tensor, is_finite: Tensor, rows: Tensor | None) -> Tensor:
+    """[n] distance of each row to the nearest other finite one; infinity where there is none.
+
+    rows: [n, n], written: all distances.
+    """
+    nearest = []
     for start in range(0, len(unit), _BLOCK):
-        cosine = unit[start:start + _BLOCK] @ unit.T
-        cosine[:, ~is_finite] = -torch.inf
-        cosine.diagonal(start).fill_(-torch.inf)
-        distances.append((1.0 - cosine.amax(dim=1)).clamp_(min=0.0))
-    return torch.cat(distances)
+        distances = _distances(unit, unit[start:start + _BLOCK])
+        if rows is not None:
+            rows[start:start + _BLOCK] = distances
+        distances[:, ~is_finite] = torch.inf
+        distances.diagonal(start).fill_(torch.inf)
+        nearest.append(distances.amin(dim=1))
+    return torch.cat(nearest)

@@ -1,4 +1,4 @@
-"""FastV (arXiv 2403.06764): keep what the last prompt token looks at in an early layer."""
+"""FastV (arXiv 2403.06764): keep what is looked at in an early layer."""
 
 from __future__ import annotations
 
@@ -7,42 +7,50 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pydstp.config import require_int
 from pydstp.errors import OptionError, show
-from pydstp.pruning.base import Pruner, VisualTokens
+from pydstp.pruning.base import VisualTokens
+from pydstp.pruning.before_layer import LayerPruner
 from pydstp.pruning.registry import register_pruner
+
+_STATISTIC = {"last": "attention_row", "all": "received_attention"}
 
 
 @register_pruner("fastv")
 @dataclass(frozen=True)
-class FastV(Pruner):
-    """Keeps the tokens with most attention from the last prompt token in layer `layer` - 1.
+class FastV(LayerPruner):
+    """Keeps the tokens with most attention in layer `layer` - 1, mean over heads.
+
+    The paper prunes before layer 2 and drops half of the tokens.
 
     Attributes:
-        layer: tokens are dropped before this decoder layer (K of the paper); at least 1.
         rows: whose attention counts. "last": that of the last prompt token, as in the authors'
-            program; nothing else is supported.
+            program. "all": the mean over all other tokens of the prompt, as the paper words it.
+            Only later tokens see a token, so that early ones are favoured; the paper names no
+            correction, and none is made. It costs one more product of all queries and keys of that
+            layer, a block of rows at a time.
 
     Raises:
         OptionError: a value that is not listed.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"attention_row"})
     default_quota: ClassVar[str] = "global"
 
-    layer: int = 2
     rows: str = "last"
 
     def __post_init__(self) -> None:
-        require_int("layer", self.layer, 1, 1 << 20)
-        if self.rows != "last":
-            raise OptionError(f"rows: expected 'last', got {show(self.rows)}")
+        super().__post_init__()
+        if self.rows not in tuple(_STATISTIC):
+            raise OptionError(f"rows: expected one of {tuple(_STATISTIC)}, got {show(self.rows)}")
 
     @property
-    def act_before(self) -> int:
-        """`layer`."""
-        return self.layer
+    def needs(self) -> frozenset[str]:
+        """The attention that `rows` names."""
+        return frozenset({_STATISTIC[self.rows]})
+
+    def scores(self, tokens: VisualTokens) -> Tensor:
+        """[N] float32, the attention that `rows` names."""
+        return getattr(tokens, _STATISTIC[self.rows])
 
     def select(self, tokens: VisualTokens) -> Tensor:
-        """The best by `attention_row`."""
-        return tokens.top(tokens.attention_row)
+        """The best by `scores`."""
+        return tokens.top(self.scores(tokens))

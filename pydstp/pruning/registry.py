@@ -12,7 +12,7 @@ import torch
 
 from pydstp.config import require_float, require_int
 from pydstp.errors import OptionError, PydstpError, show
-from pydstp.pruning.base import QUOTAS, STATISTICS, Pruner
+from pydstp.pruning.base import LAYER_STATISTICS, QUOTAS, STATISTICS, Pruner
 
 _Method = TypeVar("_Method", bound=type[Pruner])
 _PRUNERS: dict[str, type[Pruner]] = {}
@@ -111,6 +111,9 @@ class PruningConfig:
         quota = pruner.default_quota if quota is None else quota
         if quota not in QUOTAS:
             raise OptionError(f"quota: expected one of {QUOTAS}, got {show(quota)}")
+        if pruner.acts_on_picture and quota != "span":
+            raise OptionError(f"quota: expected 'span' with {name!r}, which acts on each picture "
+                              f"by itself, got {show(quota)}")
         require_int("seed", seed, 0)
         if positions != "keep":
             hint = " (not supported: kept tokens always keep their positions)"
@@ -189,7 +192,7 @@ def _check_declarations(name: str, pruner: Pruner) -> None:
         raise OptionError(f"{who}: default_quota: expected one of {QUOTAS}, "
                           f"got {show(pruner.default_quota)}")
     require_int(f"{who}: block", pruner.block, -(1 << 20), 1 << 20)
-    first = int("attention_row" in needs)  # the row of the layer before
+    first = int(not needs.isdisjoint(LAYER_STATISTICS))
     require_int(f"{who}: act_before", pruner.act_before, first, 1 << 20)
 
 
@@ -201,6 +204,9 @@ def _check_amount(name: str, pruner: Pruner, ratio: float | None, number: int | 
     elif (ratio is None) == (number is None):
         got = "neither" if ratio is None else "both"
         raise OptionError(f"retention_ratio, num_kept: expected one of the two, got {got}")
+    elif pruner.acts_on_picture and number is not None:
+        raise OptionError(f"num_kept: expected retention_ratio with {name!r}, which acts on each "
+                          f"picture by itself, got {show(number)}")
     if ratio is not None:
         require_float("retention_ratio", ratio, 0.0, 1.0, open_low=True)
     if number is not None:

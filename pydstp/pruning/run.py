@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pydstp.errors import PydstpError, show
-from pydstp.pruning.base import MergePlan, Selection, VisualTokens
+from pydstp.pruning.base import REDUCTIONS, MergePlan, Selection, VisualTokens
 from pydstp.pruning.registry import PruningConfig
 
 
@@ -69,7 +69,10 @@ def _checked_merge(who: str, merge: Any, tokens: VisualTokens) -> MergePlan | No
                           f"got {list(weights.shape)}")
     if not weights.isfinite().all():
         raise PydstpError(f"{who}: merge.weights: expected finite numbers, got NaN or infinity")
-    return MergePlan(targets, weights.float()) if len(targets) else None
+    if merge.reduce not in REDUCTIONS:
+        raise PydstpError(f"{who}: merge.reduce: expected one of {REDUCTIONS}, "
+                          f"got {show(merge.reduce)}")
+    return MergePlan(targets, weights.float(), merge.reduce) if len(targets) else None
 
 
 def _indices(what: str, value: Any, num_tokens: int) -> Tensor:

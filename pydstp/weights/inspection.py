@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydstp.config import EngineConfig
+from pydstp.config import FLOAT, EngineConfig
 from pydstp.errors import PydstpError
 from pydstp.kv_cache import CacheGeometry
 from pydstp.models.config import VLMConfig
@@ -23,7 +23,8 @@ T = TypeVar("T")
 
 
 def inspect(path: str | os.PathLike[str],
-            readers: Iterable[Callable[[Path], object]] = ()) -> CheckpointReport:
+            readers: Iterable[Callable[[Path], object]] = (), *,
+            weights: str = FLOAT) -> CheckpointReport:
     """Look at a checkpoint as far as it can be read, and collect every reason to refuse it.
 
     NaN and infinite weights are found by loading only.
@@ -32,8 +33,13 @@ def inspect(path: str | os.PathLike[str],
         path: the checkpoint folder.
         readers: read what else an engine needs from the folder (`pydstp.preparation.READERS`);
             what they raise becomes a problem of the report.
+        weights: as in `EngineConfig`; counts for memory.
+
+    Raises:
+        OptionError: weights is neither "float" nor "int8".
     """
-    report = CheckpointReport(str(path))
+    limits = EngineConfig(weights=weights)
+    report = CheckpointReport(str(path), weights=weights)
     folder = _attempt(report, files.checkpoint_folder, path)
     if folder is None:
         return report
@@ -44,7 +50,7 @@ def inspect(path: str | os.PathLike[str],
     checkpoint = _read_weights(report, folder, config or {})
     parsed = None if config is None else _read_config(report, config, folder)
     if parsed is not None and checkpoint.tensors:
-        _match(report, checkpoint, parsed)
+        _match(report, checkpoint, parsed, limits)
     for read in readers:
         _attempt(report, read, folder)
     return report
@@ -80,15 +86,17 @@ def _read_config(report: CheckpointReport, config: dict[str, Any],
     return parsed
 
 
-def _match(report: CheckpointReport, checkpoint: Checkpoint, config: VLMConfig) -> None:
+def _match(report: CheckpointReport, checkpoint: Checkpoint, config: VLMConfig,
+           limits: EngineConfig) -> None:
     plan = _attempt(report, plan_loading, checkpoint, config)
     if plan is not None:
         report.problems += plan.problems
         report.is_tied = plan.is_tied
-    dtype, text, limits = resolve_dtype(checkpoint), config.text, EngineConfig()
+    dtype, text = resolve_dtype(checkpoint), config.text
     geometry = CacheGeometry(text.num_layers, text.num_kv_heads, text.head_dim, limits.max_batch,
                              limits.max_visual_tokens, limits.max_text_tokens)
-    estimate = estimate_memory(checkpoint, config, dtype, geometry.kv_bytes(dtype))
+    estimate = estimate_memory(checkpoint, config, dtype, geometry.kv_bytes(dtype),
+                               weights=limits.weights)
     available = available_memory()
     report.dtype = str(dtype).removeprefix("torch.")
     report.memory = asdict(estimate) | {"total_bytes": estimate.total_bytes,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
+from pydstp import ops
 from pydstp.errors import CapacityError, CheckpointError, OptionError, UnsupportedModelError, show
 from pydstp.models import name_map
 from pydstp.models.config import VLMConfig
 from pydstp.models.name_map import NAME_MAPS, NameMap, Placement
+from pydstp.models.quantised import quantise
 from pydstp.models.registry import build_model
 from pydstp.weights.checkpoint import Checkpoint, join, some
 from pydstp.weights.safetensors_file import WEIGHT_DTYPES, MappedFile, TensorInfo
@@ -25,7 +27,8 @@ Progress = Callable[[int, int], None]
 
 
 def load_model(checkpoint: Checkpoint, config: VLMConfig, dtype: torch.dtype,
-               progress: Progress | None = None) -> nn.Module:
+               progress: Progress | None = None, *,
+               int8_pool: ops.ThreadPool | None = None) -> nn.Module:
     """The model with its weights, on the CPU.
 
     The head is a tensor of its own where the checkpoint has one, otherwise the embedding table.
@@ -34,6 +37,8 @@ def load_model(checkpoint: Checkpoint, config: VLMConfig, dtype: torch.dtype,
     Args:
         dtype: bfloat16 or float32; every parameter has it, whatever the file holds.
         progress: called as `progress(tensors_done, tensors_total)`.
+        int8_pool: None, or hold the matrices of `models/quantised.py` in 8 bits; they are quantised
+            from the numbers of the file, block by block, on this pool.
 
     Raises:
         UnsupportedModelError: the tensors are quantised, or of something else than this family.
@@ -44,13 +49,17 @@ def load_model(checkpoint: Checkpoint, config: VLMConfig, dtype: torch.dtype,
     if plan.problems:
         error = UnsupportedModelError if plan.is_refused else CheckpointError
         raise error(f"{checkpoint.path}: {join(plan.problems)}")
-    parameters = _materialise(plan.model, dtype)
+    places = _materialise(plan, dtype, int8_pool is not None)
     done, total = 0, len(plan.tensors)
     in_file_order = sorted(plan.tensors, key=lambda pair: (pair[0].file, pair[0].offset))
     for path, tensors in groupby(in_file_order, key=lambda pair: pair[0].file):
         file = MappedFile(path)
         for info, place in tensors:
-            _copy(file, info, parameters[place.target][place.index], place.transposed)
+            target = places[place.target]
+            if isinstance(target, ops.QuantisedMatrix):
+                _quantise(file, info, target, place, int8_pool)
+            else:
+                _copy(file, info, target[place.index], place.transposed)
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -183,28 +192,56 @@ def _wrong_shapes(tensors: list[tuple[TensorInfo, Placement]]) -> list[str]:
     return [f"{len(wrong)} tensors have a wrong shape: {some(wrong)}"] if wrong else []
 
 
-def _materialise(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+def _materialise(plan: LoadingPlan, dtype: torch.dtype,
+                 is_quantised: bool) -> dict[str, Tensor | ops.QuantisedMatrix]:
     """Give every parameter memory of its own, which is taken up as it is written to."""
     try:
-        for module in model.modules():
+        matrices = quantise(plan.model, plan.is_tied) if is_quantised else {}
+        for module in plan.model.modules():
             for name, meta in list(module.named_parameters(recurse=False)):
                 data = torch.empty(meta.shape, dtype=dtype)
                 module.register_parameter(name, nn.Parameter(data, requires_grad=False))
     except RuntimeError as error:
         raise CapacityError(f"memory: no room for the weights ({error})") from None
-    return dict(model.named_parameters())
+    return dict(plan.model.named_parameters()) | matrices
 
 
 def _copy(file: MappedFile, info: TensorInfo, place: Tensor, transposed: bool) -> None:
     """Convert a tensor into its place, of equal or (transposed) turned shape."""
+    for start, rows in _blocks(file, info):
+        target = place[start:start + len(rows)]
+        target.copy_(rows.transpose(-1, -2) if transposed else rows)
+        _require_finite(info, target)  # in cache still
+
+
+def _quantise(file: MappedFile, info: TensorInfo, matrix: ops.QuantisedMatrix, place: Placement,
+              pool: ops.ThreadPool) -> None:
+    """Quantise a tensor into its rows of a matrix, or (three dimensions) into several matrices."""
+    *expert, part = place.index or (slice(0, None),)
+    matrix = matrix[expert[0]] if expert else matrix
+    for start, rows in _blocks(file, info):
+        numbers = rows.float() if rows.dtype == torch.float16 else rows
+        _require_finite(info, numbers)
+        if numbers.ndim == 2:
+            ops.quantise_rows(numbers, matrix, part.start + start, pool=pool)
+            continue
+        for i, numbers_of_expert in enumerate(numbers, start):
+            turned = numbers_of_expert.T if place.transposed else numbers_of_expert
+            ops.quantise_rows(turned.contiguous(), matrix[i], pool=pool)
+
+
+def _blocks(file: MappedFile, info: TensorInfo) -> Iterator[tuple[int, Tensor]]:
+    """The rows of a tensor, some at a time, each with the number of its first row."""
     num_rows = info.shape[0]
     step = max(1, BLOCK_BYTES * num_rows // max(1, info.num_bytes))
     for start in range(0, num_rows, step):
         stop = min(start + step, num_rows)
-        rows, target = file.rows(info, start, stop), place[start:stop]
-        target.copy_(rows.transpose(-1, -2) if transposed else rows)
-        lowest, highest = torch.aminmax(target)  # in cache still; NaN wins, infinity shows
-        if not torch.isfinite(lowest) or not torch.isfinite(highest):
-            raise CheckpointError(f"{info.file}: tensor {info.name} holds NaN or infinite values "
-                                  f"({info.dtype}, read as {place.dtype})")
+        yield start, file.rows(info, start, stop)
         file.release(info, start, stop)
+
+
+def _require_finite(info: TensorInfo, numbers: Tensor) -> None:
+    lowest, highest = torch.aminmax(numbers)  # NaN wins, infinity shows
+    if not torch.isfinite(lowest) or not torch.isfinite(highest):
+        raise CheckpointError(f"{info.file}: tensor {info.name} holds NaN or infinite values "
+                              f"({info.dtype}, read as {numbers.dtype})")

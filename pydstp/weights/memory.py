@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from pydstp import ops
+from pydstp.config import FLOAT, INT8
 from pydstp.errors import CapacityError
+from pydstp.models import name_map
 from pydstp.models.config import VLMConfig
+from pydstp.models.quantised import is_quantised
 from pydstp.weights.checkpoint import Checkpoint
-from pydstp.weights.loading import num_parameters
 
 GIB = 1 << 30
 LIBRARY_BYTES = 64 << 20  # what torch and the libraries below it keep for themselves
@@ -38,27 +42,28 @@ class MemoryEstimate:
 
 def estimate_memory(checkpoint: Checkpoint, config: VLMConfig, dtype: torch.dtype,
                     cache_bytes: int, *, max_batch: int = 4, max_visual_tokens: int = 4096,
-                    max_text_tokens: int = 4096) -> MemoryEstimate:
+                    max_text_tokens: int = 4096, weights: str = FLOAT) -> MemoryEstimate:
     """Memory of one engine, from headers and sizes alone.
 
     cache_bytes: keys and values of all sequences. The token limits are those of one sequence.
+    weights: as in `EngineConfig`.
     """
     reserve = _reserve_row_bytes(config, dtype) * max_batch * max_visual_tokens
     decoder = _decoder_row_bytes(config, dtype) * (max_visual_tokens + max_text_tokens)
     tower = _tower_row_bytes(config) * max_visual_tokens * config.vision.merge_unit
     workspace = max(decoder, tower) + reserve + 4 * config.text.vocab_size + LIBRARY_BYTES
-    weights = num_parameters(checkpoint) * dtype.itemsize
-    return MemoryEstimate(weights, min(cache_bytes, MAX_BYTES), min(workspace, MAX_BYTES))
+    held = _weights_bytes(checkpoint, config, dtype, weights == INT8)
+    return MemoryEstimate(held, min(cache_bytes, MAX_BYTES), min(workspace, MAX_BYTES))
 
 
 def check_memory(checkpoint: Checkpoint, config: VLMConfig, dtype: torch.dtype,
-                 cache_bytes: int, **limits: int) -> MemoryEstimate:
-    """The estimate, if it fits.
+                 cache_bytes: int, **options: int | str) -> MemoryEstimate:
+    """The estimate, if it fits; arguments as for `estimate_memory`.
 
     Raises:
         CapacityError: more is needed than is available; the message gives the numbers.
     """
-    estimate = estimate_memory(checkpoint, config, dtype, cache_bytes, **limits)
+    estimate = estimate_memory(checkpoint, config, dtype, cache_bytes, **options)
     available = available_memory()
     if available is not None and estimate.total_bytes > available:
         raise CapacityError(too_large(estimate, available))
@@ -71,7 +76,20 @@ def too_large(estimate: MemoryEstimate, available: int) -> str:
              estimate.workspace_bytes, available)
     return ("memory: {:.2f} GiB are needed (weights {:.2f}, cache {:.2f}, workspace {:.2f}), "
             "{:.2f} GiB are available; lower max_batch, max_visual_tokens or max_text_tokens, or "
-            "take dtype='bfloat16'".format(*(size / GIB for size in sizes)))
+            "take dtype='bfloat16' or weights='int8'".format(*(size / GIB for size in sizes)))
+
+
+def _weights_bytes(checkpoint: Checkpoint, config: VLMConfig, dtype: torch.dtype,
+                   in_int8: bool) -> int:
+    """Bytes of all tensors that a model keeps. Padding is counted tensor by tensor, where a model
+    that stacks some of them may need less."""
+    names = name_map.NAME_MAPS[config.model_type]
+    shapes = {name_map.normalise(name, names): info.shape
+              for name, info in checkpoint.tensors.items() if not name_map.is_ignored(name)}
+    is_tied = names.head not in shapes
+    return sum(ops.QuantisedMatrix.bytes_of(*shape)
+               if in_int8 and len(shape) > 1 and is_quantised(name, is_tied)
+               else math.prod(shape) * dtype.itemsize for name, shape in shapes.items())
 
 
 # The two formulas follow the widest place of a block. They were checked against measured peaks of a

@@ -13,12 +13,13 @@ class CheckpointReport:
     """What `inspect` found. Entries that could not be read are None, zero or empty.
 
     text, vision: sizes. parameters: numbers in the tensors. dtypes: dtype in the files -> numbers
-    held in it. dtype: what "auto" chooses. memory: bytes of weights, cache and workspace of an
-    engine with default limits, their total, and what is available. problems: why an engine would
-    refuse the checkpoint; empty if it would not.
+    held in it. dtype: what "auto" chooses. weights: "float" or "int8", as asked for. memory: bytes
+    of weights, cache and workspace of an engine with default limits, their total, and what is
+    available. problems: why an engine would refuse the checkpoint; empty if it would not.
     """
 
     path: str
+    weights: str = "float"
     model_type: str | None = None
     text: dict[str, Any] = field(default_factory=dict)
     vision: dict[str, Any] = field(default_factory=dict)
@@ -61,9 +62,10 @@ class CheckpointReport:
                  f"{size(self.bytes_on_disk)} of {dtypes} numbers{head}"]
         if self.memory:
             sizes = {name: size(num_bytes or 0) for name, num_bytes in self.memory.items()}
+            held = "" if self.weights == "float" else f" in {self.weights}"
             lines.append("memory   {total_bytes} as {dtype} with default limits: weights "
-                         "{weights_bytes}, cache {cache_bytes}, workspace "
-                         "{workspace_bytes}".format(dtype=self.dtype, **sizes))
+                         "{weights_bytes}{held}, cache {cache_bytes}, workspace "
+                         "{workspace_bytes}".format(dtype=self.dtype, held=held, **sizes))
             if self.memory["available_bytes"] is not None:
                 lines.append(f"         {sizes['available_bytes']} are available")
         return lines

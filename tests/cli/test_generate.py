@@ -47,6 +47,14 @@ def test_a_prompt_needs_no_picture(model, capsys) -> None:
     assert capsys.readouterr().out == expected(model, [], "Hello").text + "\n"
 
 
+def test_weights_in_8_bits(model, capsys) -> None:
+    arguments = ["generate", "--model", model, "--prompt", "Hello", "--weights", "int8"]
+    assert cli.main(arguments + SHORT) == 0
+    sampling = SamplingParams(temperature=0.0, max_new_tokens=12, ignore_eos=True)
+    with pydstp.Engine(model, weights="int8") as engine:
+        assert capsys.readouterr().out == engine.generate(None, "Hello", sampling).text + "\n"
+
+
 def test_a_shrunk_picture_is_mentioned(model, picture, capsys) -> None:
     arguments = ["generate", "--model", model, "--image", picture, "--prompt", "What?",
                  "--min-pixels", "4096", "--max-pixels", "8192"]
@@ -90,6 +98,7 @@ def test_what_is_not_given_is_left_to_the_checkpoint() -> None:
     (["--prompt", "p", "--max-new-tokens", "1000000"], "max_new_tokens"),
     (["--prompt", ""], "prompt"),
     (["--prompt", "p", "--num-threads", "0"], "num_threads"),
+    (["--prompt", "p", "--weights", "int4"], "weights: expected 'float' or 'int8', got 'int4'"),
 ])
 def test_refusals_are_one_line_and_status_2(arguments, words, model, capsys) -> None:
     if "--model" not in arguments:

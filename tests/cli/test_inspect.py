@@ -18,6 +18,14 @@ def test_a_good_checkpoint(model, capsys) -> None:
     assert found[-1] == "would be loaded"
 
 
+def test_weights_in_8_bits_count_for_memory(model, capsys) -> None:
+    assert cli.main(["inspect", model, "--json", "--weights", "int8"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["weights"] == "int8"
+    assert found["memory"]["weights_bytes"] < inspect(model).memory["weights_bytes"]
+    assert cli.main(["inspect", model, "--weights", "int4"]) == 2
+
+
 def test_a_refused_checkpoint_names_every_reason(tmp_path: Path, capsys) -> None:
     folder = tiny_qwen3_vl(tmp_path)
     config = json.loads((folder / "config.json").read_text())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import pydstp
-from pydstp import DSTP, PruningConfig, cli
+from pydstp import DSTP, DyCoke, PruningConfig, SketchReturn, VisionPulse, cli
 from pydstp.cli_selection import selection_of
 from pydstp.config import EngineConfig, SamplingParams
 
@@ -21,6 +21,16 @@ DEMO_PICTURE = str(Path(__file__).resolve().parents[2] / "docs" / "demo.png")
 def parsed(*flags: str) -> dict[str, object]:
     """What the flags mean."""
     return selection_of(cli.build_parser().parse_args(["generate", "--prompt", "p", *flags]))
+
+
+def test_a_budget_per_step_needs_no_pruning(capsys) -> None:
+    arguments = ["generate", "--image", DEMO_PICTURE, "--prompt", "What is in cell B3?", "--json"]
+    assert cli.main([*arguments, "--shift", "visionpulse"]) == 0
+    shift = json.loads(capsys.readouterr().out)["shift"]
+    assert (shift["method"], shift["policy"], shift["reason"]) == (
+        "none", "visionpulse", "no_method")
+    assert shift["num_visual"] == shift["kept"] == 56
+    assert 3 / 56 <= shift["mean_visible"] <= 5 / 56 < shift["mean_visible_all_layers"] < 1
 
 
 def test_the_embedded_model_with_the_recommended_policy(capsys) -> None:
@@ -75,6 +85,12 @@ def test_flags_become_options(tmp_path) -> None:
     assert parsed("--shift", "none")["shift"] is None
     assert parsed("--shift", "dstp")["shift"] == DSTP()
     assert parsed("--shift", "recommended")["shift"] == DSTP.recommended()
+    assert parsed("--shift", "sketch")["shift"] == SketchReturn()
+    assert parsed("--shift", "visionpulse")["shift"] == VisionPulse()
+    assert parsed("--shift", "dycoke", "--shift-option", "share=0.5")["shift"] == DyCoke(share=0.5)
+    assert parsed("--shift", "visionpulse", "--shift-option", "anchor_layer=1", "--shift-option",
+                  "budget=fixed", "--shift-option", "fixed_share=0.01")["shift"] == VisionPulse(
+                      1, budget="fixed", fixed_share=0.01)
     assert parsed(*PRUNED)["pruning"] == PruningConfig("fastv", 0.333, layer=1)
     options = ["--pruning-option", "prune_only=true", "--pruning-option", "quota=global"]
     assert parsed("--pruning", "visionzip", "--num-kept", "9", *options)["pruning"] == (
@@ -125,6 +141,9 @@ def test_flags_become_options(tmp_path) -> None:
     (["--shift", "recommended", "--shift-option", "swap=cpts"], "max_returned"),
     (["--shift", "dstp", "--shift-option", "applies=early", "--reserve", "lazy"], "reserve"),
     (["--pruning", "visionzip", "--num-kept", "5", "--reserve", "full"], "reserve"),
+    (["--shift", "visionpulse", "--shift-option", "anchor_layer=3"], "anchor_layer"),
+    (["--shift", "visionpulse", "--shift-option", "threshold=0.5"], "threshold"),
+    (["--shift", "visionpulse", "--shift-option", "budget=fixed"], "fixed_share"),
 ])
 def test_refusals_are_one_line_and_status_2(flags, words, model, picture, capsys) -> None:
     arguments = ["generate", "--model", model, "--image", picture, "--prompt", "p", *SHORT]

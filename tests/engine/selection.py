@@ -18,7 +18,13 @@ from pydstp.kv_cache import KVCache
 from tests.checkpoints import tiny_qwen3_vl
 from tests.engine.oracle import picture
 
-METHODS = {"random": {}, "fastv": {"layer": 1}, "divprune": {}, "visionzip": {}}
+# A method of each kind: what follows pruning does not depend on more. The others run once each.
+METHODS = {"random": {}, "fastv": {"layer": 1}, "divprune": {}, "visionzip": {},
+           "pooling": {"layer": 1}}
+MORE_METHODS = {"window_fastv": {"layer": 1, "window": 2}, "reverse_fastv": {"layer": 1},
+                "fastv_vis": {"layer": 1}, "alpha": {"layer": 1}, "dart": {"layer": 1},
+                "fastervlm": {}, "vispruner": {}, "cdpruner": {}, "prumerge": {"neighbours": 4}}
+ALL_METHODS = {**METHODS, **MORE_METHODS}
 PROMPT = "Describe the second row of the picture, please."
 IMAGE = picture(224, 160)  # 7 x 5 visual tokens
 ALWAYS = {"threshold": 2.0, "monitor_layers": "post_prune"}
@@ -32,7 +38,13 @@ def open_engine(**config: int) -> Engine:
 
 def method(name: str, ratio: float = 1 / 3, **options: object) -> PruningConfig:
     """A method with what it needs on a tiny model."""
-    return PruningConfig(name, retention_ratio=ratio, **{**METHODS.get(name, {}), **options})
+    return PruningConfig(name, retention_ratio=ratio, **{**ALL_METHODS.get(name, {}), **options})
+
+
+def selecting(name: str) -> PruningConfig:
+    """The same, with options under which it merges no tokens."""
+    return method(name, **{"visionzip": {"prune_only": True}, "prumerge": {"prune_only": True},
+                           "pooling": {"pool": "argmax_l1"}}.get(name, {}))
 
 
 def answer(engine: Engine, num_tokens: int = 16, **options: object) -> Generation:

@@ -12,6 +12,7 @@ from pydstp.errors import CapacityError, CheckpointError, OptionError
 from pydstp.tokenizer import Tokenizer
 from tests.engine.internvl_oracle import greedy, prompt_inputs
 from tests.engine.oracle import picture, user
+from tests.engine.whole_answers import check_greedy_tokens, greedy_params
 from tests.internvl_checkpoints import (
     FIRST_ADDED,
     IMAGE_TOKEN_ID,
@@ -20,8 +21,7 @@ from tests.internvl_checkpoints import (
 )
 
 STEPS = 48
-GREEDY = SamplingParams(temperature=0.0, repetition_penalty=1.0, max_new_tokens=STEPS,
-                        ignore_eos=True)
+GREEDY = greedy_params(STEPS)
 PROMPTS = [
     ("Hello, what can you do?", []),
     ("What is in the picture?", [picture(97, 64, seed=1)]),
@@ -33,14 +33,7 @@ PROMPTS = [
 @pytest.mark.parametrize("options", [
     {}, dict(tower="6B", tied=True, seed=1), dict(moe=True)], ids=["300M", "6B-tied", "moe"])
 def test_greedy_tokens_equal_transformers(options):
-    path = tiny_internvl(**options)
-    expected = [greedy(path, [user(text, len(images))], images, STEPS) for text, images in PROMPTS]
-    with Engine(path, config=EngineConfig(max_batch=4)) as engine:
-        alone = [engine.generate(images, text, GREEDY).token_ids for text, images in PROMPTS]
-        batch = engine.generate([images for _, images in PROMPTS], [text for text, _ in PROMPTS],
-                                GREEDY)
-    assert alone == expected
-    assert [generation.token_ids for generation in batch] == expected
+    check_greedy_tokens(tiny_internvl(**options), PROMPTS, STEPS, greedy)
 
 
 @pytest.mark.parametrize("options", [{}, dict(tower="6B", moe=True)], ids=str)

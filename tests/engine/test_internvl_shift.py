@@ -11,7 +11,15 @@ from pydstp import DSTP, Engine, EngineConfig, PruningConfig, SamplingParams, re
 from pydstp.pruning import Pruner, VisualTokens
 from tests.engine.internvl_oracle import prompt_inputs
 from tests.engine.oracle import picture, user
-from tests.engine.selection import METHODS, dstp, method, reserve_rows, same
+from tests.engine.selection import (
+    ALL_METHODS,
+    METHODS,
+    dstp,
+    method,
+    reserve_rows,
+    same,
+    selecting,
+)
 from tests.internvl_checkpoints import (
     IMAGE_TOKEN_ID,
     TOKENS_PER_TILE,
@@ -116,7 +124,7 @@ def test_kept_tokens_keep_their_positions(options, image):
     assert run.token_ids == pruned_oracle(path, image, 16)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ALL_METHODS)
 def test_retention_one_is_no_pruning_bit_for_bit(engine, name):
     plain = engine.generate(WIDE, TEXT, GREEDY)
     kept = engine.generate(WIDE, TEXT, GREEDY, pruning=method(name, 1.0), shift=dstp(threshold=2.0))
@@ -140,17 +148,18 @@ def test_lazy_deferred_and_side_agree(engine, name, applies):
 @pytest.mark.parametrize("name", METHODS)
 def test_showing_everything_at_once_is_no_pruning(engine, name):
     """From the second step on a swap that shows all, over a reserve of an unpruned prompt."""
-    base = method(name, prune_only=True) if name == "visionzip" else method(name)
+    base = selecting(name)
     policy = DSTP(trigger="every", swap="full", applies="redo", monitor_layers="post_prune")
     shown = engine.generate(WIDE, TEXT, GREEDY, pruning=base, shift=policy, reserve="full")
     assert shown.token_ids == engine.generate(WIDE, TEXT, GREEDY).token_ids
     assert shown.shift.kept < shown.shift.num_visual
 
 
+@pytest.mark.parametrize("first", range(0, len(ALL_METHODS), 4))
 @pytest.mark.parametrize("options", [{}, {"tower": "6B", "moe": True, "tied": True}], ids=str)
-def test_a_batch_of_many_tiles_is_each_alone(options):
+def test_a_batch_of_many_tiles_is_each_alone(options, first):
     images = [MANY, [WIDE, picture(40, 40)], None, WIDE]
-    methods = [method(name) for name in METHODS]
+    methods = [method(name) for name in (2 * list(ALL_METHODS))[first:first + 4]]
     policies = [dstp(threshold=1.1, expand_steps=2), None, dstp(threshold=0.9, applies="redo"),
                 dstp(trigger="random", trigger_rate=0.5, seed=3)]
     with open_engine(**options) as engine:

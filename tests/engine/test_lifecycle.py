@@ -6,6 +6,7 @@ import time
 import weakref
 
 import pytest
+import torch
 
 from pydstp.config import EngineConfig, SamplingParams
 from pydstp.engine import Engine
@@ -32,6 +33,12 @@ def test_a_cancelled_request_raises_and_carries_what_was_written(engine):
     assert caught.value.generation.finish_reason == "cancelled"
     assert 1 <= len(caught.value.generation.token_ids) < 200
     assert engine._cache.num_free == 2
+
+
+def test_a_first_answer_in_inference_mode_leaves_nothing_behind(engine):
+    with torch.inference_mode():
+        inside = engine.generate(picture(64, 64), "Go.", SHORT).token_ids
+    assert engine.generate(picture(64, 64), "Go.", SHORT).token_ids == inside
 
 
 def test_a_request_cancelled_before_it_starts_writes_nothing(engine):

@@ -2,14 +2,14 @@
 
 import pytest
 
-from pydstp.config import EngineConfig, SamplingParams
+from pydstp.config import SamplingParams
 from pydstp.engine import Engine
 from tests.checkpoints import tiny_qwen3_vl
 from tests.engine.oracle import greedy, picture, user
+from tests.engine.whole_answers import check_greedy_tokens, greedy_params
 
 STEPS = 64
-GREEDY = SamplingParams(temperature=0.0, repetition_penalty=1.0, max_new_tokens=STEPS,
-                        ignore_eos=True)
+GREEDY = greedy_params(STEPS)
 PROMPTS = [
     ("Hello, what can you do?", []),
     ("What is in the picture?", [picture(97, 64, seed=1)]),
@@ -22,14 +22,7 @@ PROMPTS = [
     {}, dict(tied=False, wide_queries=True), dict(moe=True)],
     ids=["tied", "untied-wide", "moe"])
 def test_greedy_tokens_equal_transformers(options):
-    path = tiny_qwen3_vl(**options)
-    expected = [greedy(path, [user(text, len(images))], images, STEPS) for text, images in PROMPTS]
-    with Engine(path, config=EngineConfig(max_batch=4)) as engine:
-        alone = [engine.generate(images, text, GREEDY).token_ids for text, images in PROMPTS]
-        batch = engine.generate([images for _, images in PROMPTS], [text for text, _ in PROMPTS],
-                                GREEDY)
-    assert alone == expected
-    assert [generation.token_ids for generation in batch] == expected
+    check_greedy_tokens(tiny_qwen3_vl(**options), PROMPTS, STEPS, greedy)
 
 
 def test_second_turn_equals_transformers():

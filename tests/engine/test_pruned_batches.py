@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from pydstp import Engine, EngineConfig, Generation, PruningConfig, SamplingParams
+from pydstp import (
+    Engine,
+    EngineConfig,
+    Generation,
+    PruningConfig,
+    SamplingParams,
+    VisionPulse,
+)
 from tests.checkpoints import tiny_qwen3_vl
 from tests.engine.oracle import picture
 from tests.engine.selection import dstp, method
@@ -36,6 +43,12 @@ ROWS: list[tuple[list[Any], PruningConfig | None, Any, int]] = [
         threshold=0.97, norm="global_then_mean", anchor="instruction_end", heads=[0],
         retrigger="extend", applies="early", expand_steps=4, monitor_layers=[1]), 13),
     ([picture(64, 97, 4)], method("visionzip", 0.7, merge_only=True), None, 8),
+    ([picture(130, 100, 1)], None, VisionPulse(anchor_layer=1, max_share=0.9), 12),
+    ([picture(97, 161, 2), ONE_TOKEN], method("fastv", 0.5, layer=1), VisionPulse(
+        temperature=0.1, importance="tempered", max_share=0.5), 9),
+    ([], None, VisionPulse(), 4),
+    ([picture(224, 160, 5)], method("visionzip"), VisionPulse(
+        budget="random", min_share=0.1, max_share=0.9, seed=5, anchor_layer=0), 10),
 ]
 PROMPTS = [f"Describe picture {i}, please." for i in range(len(ROWS))]
 
@@ -88,12 +101,15 @@ def test_the_rows_are_worth_the_comparison():
     """Those that can swap do, in more than one way; the others say why not."""
     shifts = [generation.shift for generation in alone("float32", False)]
     assert [shift.reason for shift in shifts] == [
-        None, "no_image", None, "no_method", None, None, "retention_is_one"] + 6 * [None]
+        None, "no_image", None, "no_method", None, None, "retention_is_one", *6 * [None],
+        "no_method", None, "no_image", None]
     assert [row for row, shift in enumerate(shifts) if shift.triggers] == [
         0, 2, 4, 5, 8, 9, 10, 11]
     assert {row for row, shift in enumerate(shifts) if shift.forwards_per_token > 1} == {2, 4}
     assert shifts[7].kept == shifts[8].kept == 1
     assert all(step.similarity == 1 for step in shifts[8].steps)  # one token has one direction
+    for row in (13, 14, 16):
+        assert len({step.visible for step in shifts[row].steps}) > 1
 
 
 def test_the_first_answer_does_not_wait_for_a_reserve_nobody_needs():

@@ -22,7 +22,8 @@ from tests.engine.oracle import picture
 from tests.engine.selection import IMAGE, PROMPT, answer, dstp, method, open_engine, same
 
 PICTURES = [picture(130, 100, 1), picture(64, 97, 2), picture(33, 200, 3)]
-POINTS = {"before the decoder": ("divprune", {}), "layer 1": ("fastv", {"layer": 1}),
+POINTS = {"before the decoder": ("divprune", {}), "with the question": ("cdpruner", {}),
+          "two kinds": ("vispruner", {}), "layer 1": ("fastv", {"layer": 1}),
           "layer 2": ("random", {"layer": 2}), "layer 3": ("fastv", {"layer": 3})}
 ONE = SamplingParams(temperature=0.0, max_new_tokens=1, ignore_eos=True)
 

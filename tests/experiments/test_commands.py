@@ -7,7 +7,10 @@ import json
 import pytest
 
 from pydstp import DSTP, cli
+from pydstp.experiments import settings
 from pydstp.experiments.evaluation import Evaluation
+from pydstp.pruning import available_pruners
+from pydstp.pruning.registry import pruner_class
 
 
 def run(*arguments: str) -> int:
@@ -29,6 +32,26 @@ def test_eval(tmp_path, capsys) -> None:
             assert (row["triggers"] > 0) == (shift != "none")
     out, err = capsys.readouterr()
     assert out.count("\n| ") == 1 + 7 and "7 of 7: visionzip" in err
+
+
+def test_every_policy_and_every_method_makes_a_row(tmp_path) -> None:
+    path = tmp_path / "rows.json"
+    methods = [name for name in available_pruners() if name != "none"
+               and pruner_class(name).__module__.startswith("pydstp.")]  # not those of other tests
+    assert run("eval", "trail", "--n", "2", "--timed", "0", "--methods", "random,none", "--ratios",
+               "0.5", "--shift", ",".join(settings.POLICIES), "--json", str(path)) == 0
+    rows = json.loads(path.read_text())["rows"]
+    assert {row["shift"] for row in rows if row["method"] == "random"} == set(settings.POLICIES)
+    assert all(0 <= row["trigger_rate"] <= 1 for row in rows)
+    assert run("eval", "trail", "--n", "2", "--timed", "0", "--methods", ",".join(methods),
+               "--ratios", "0.5", "--shift", "none", "--json", str(path)) == 0
+    assert {row["method"] for row in json.loads(path.read_text())["rows"]} == set(methods)
+
+
+def test_the_sketch_sweep(capsys) -> None:
+    assert run("eval", "trail", "--n", "2", "--timed", "0", "--methods", "random", "--ratios",
+               "0.5", "--sketch-sweep") == 0
+    assert capsys.readouterr().out.count("| sketch: ") == len(settings.SKETCHES)
 
 
 def test_the_ablation_and_its_random_trigger(tmp_path) -> None:

@@ -6,7 +6,16 @@ import json
 
 import pytest
 
-from pydstp import DSTP, CancelledError, CancelToken, OptionError, PromptError
+from pydstp import (
+    DSTP,
+    CancelledError,
+    CancelToken,
+    DyCoke,
+    OptionError,
+    PromptError,
+    SketchReturn,
+    VisionPulse,
+)
 from pydstp.experiments import settings
 from pydstp.experiments.evaluation import HEADER, Evaluation, cells, one_line, watched_steps
 from pydstp.experiments.runs import Asker, Questions, from_files, is_right
@@ -88,6 +97,13 @@ def test_steps_at_which_a_policy_may_trigger(options, steps) -> None:
     answer = generation("", report(triggers=(5, 19)), tokens=21)
     assert watched_steps(answer, DSTP(**options)) == steps
     assert watched_steps(answer, None) == 0
+
+
+@pytest.mark.parametrize("shift, steps", [
+    (SketchReturn(), 0), (SketchReturn(threshold=0.9), 20), (VisionPulse(), 0), (DyCoke(), 20)])
+def test_steps_at_which_other_policies_may_act(shift, steps) -> None:
+    answer = generation("", report(triggers=(5, 19)), tokens=21)
+    assert watched_steps(answer, shift) == steps
 
 
 def test_what_is_measured_before_a_cancellation_stays() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pydstp import DSTP, OptionError
+from pydstp import DSTP, DyCoke, OptionError, SketchReturn, VisionPulse
 from pydstp.experiments import settings
 
 POLICIES = {"none": None, "dstp": DSTP(), "recommended": DSTP.recommended()}
@@ -31,6 +31,8 @@ def test_policies_are_names_or_files(tmp_path) -> None:
     DSTP(threshold=0.6).save(tmp_path / "mine.json")
     found = settings.parse_policies(f"none,dstp,recommended,{tmp_path / 'mine.json'}")
     assert found == {**POLICIES, "mine": DSTP(threshold=0.6)}
+    assert settings.parse_policies("sketch,visionpulse,dycoke") == {
+        "sketch": SketchReturn(), "visionpulse": VisionPulse(), "dycoke": DyCoke()}
     for text in ("nonsense", ""):
         with pytest.raises(OptionError):
             settings.parse_policies(text)
@@ -45,9 +47,30 @@ def test_the_grid() -> None:
     assert [row.shift for row in rows[1:4]] == list(POLICIES.values())
 
 
+def test_a_smaller_picture_comes_without_policy() -> None:
+    rows = settings.grid(["resize", "random"], [0.5], POLICIES, 1)
+    assert [(row.method, row.shift) for row in rows] == [("resize", None), *(
+        ("random", shift) for shift in POLICIES.values())]
+
+
+def test_a_policy_that_needs_no_pruning_is_measured_without_too() -> None:
+    policies = {"none": None, "sketch": SketchReturn(), "visionpulse": VisionPulse()}
+    rows = settings.grid(["none", "random"], [0.5], policies, 1)
+    assert [(row.method, row.policy) for row in rows] == [
+        ("none", "none"), ("none", "visionpulse"), *(("random", name) for name in policies)]
+    assert rows[1].shift == VisionPulse() and rows[1].pruning is None
+    assert [row.method for row in settings.grid(["random"], [0.5], policies, 1)] == 3 * ["random"]
+
+
 @pytest.mark.parametrize("num_layers, layer", [(4, 1), (9, 1), (10, 2), (36, 2)])
 def test_fastv_prunes_early_in_small_models(num_layers, layer) -> None:
     assert settings.default_fastv_layer(num_layers) == layer
+
+
+@pytest.mark.parametrize("name, layer", [("fastv", 1), ("pooling", 1), ("dart", 1), ("random", 0),
+                                         ("divprune", 0)])
+def test_methods_inside_the_decoder_prune_before_the_layer_asked(name, layer) -> None:
+    assert settings.prune(name, 0.5, 1).pruner.act_before == layer
 
 
 def test_the_ablation_has_the_rows_of_the_paper_for_both_timings() -> None:
@@ -83,6 +106,18 @@ def test_nothing_is_measured_twice() -> None:
     rows = settings.unique(both)
     assert len(rows) == len(both) - 4  # all tokens, the method alone, dstp, recommended
     assert [row.table for row in rows[:4]] == ["grid"] * 4
+
+
+def test_the_sketch_sweep_changes_one_option_at_a_time() -> None:
+    rows = settings.sketch_sweep(["none", "random", "fastv"], [0.333, 0.1], 1)
+    assert len(rows) == 1 + 2 * 2 * (1 + len(settings.SKETCHES))
+    assert {row.table for row in rows} == {"sketch"}
+    plain = SketchReturn().to_dict()
+    for row in rows:
+        if row.shift is not None:
+            changed = {name for name, value in row.shift.to_dict().items() if value != plain[name]}
+            assert changed <= set(settings.SKETCHES[row.policy.removeprefix("sketch: ")])
+    assert SketchReturn() in [row.shift for row in rows]
 
 
 def test_the_sweep() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from pydstp import ops
 from pydstp.models.config import VLMConfig
 from pydstp.weights import Checkpoint, load_model, open_checkpoint, resolve_dtype
 
@@ -38,10 +39,11 @@ def changed(tensor: str, **fields: Any) -> dict[str, Any]:
     return HEADER | {tensor: HEADER[tensor] | fields}
 
 
-def load(path: Path, dtype: str = "auto") -> torch.nn.Module:
+def load(path: Path, dtype: str = "auto", weights: str = "float") -> torch.nn.Module:
     """The model of a folder, as the engine loads it."""
     checkpoint = open_checkpoint(path)
-    return load_model(checkpoint, config_of(checkpoint), resolve_dtype(checkpoint, dtype))
+    return load_model(checkpoint, config_of(checkpoint), resolve_dtype(checkpoint, dtype),
+                      int8_pool=ops.ThreadPool(1) if weights == "int8" else None)
 
 
 def config_of(checkpoint: Checkpoint) -> VLMConfig:

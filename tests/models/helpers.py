@@ -129,11 +129,13 @@ class TinyCache:
     def prefill_plan(self, seq_idx: int, is_visual: Tensor) -> PrefillPlan:
         num_past = len(self.slots[seq_idx])
         slot_idx = self.append(seq_idx, is_visual)
-        context = mask = None
+        context = visible_len = None
         if num_past:
             context = torch.tensor(self.slots[seq_idx], dtype=torch.int32)
-            mask = torch.ones(len(slot_idx), len(context), dtype=torch.bool).tril_(num_past)
-        return PrefillPlan(seq_idx, torch.full_like(slot_idx, seq_idx), slot_idx, context, mask)
+            visible_len = torch.arange(num_past + 1, len(context) + 1, dtype=torch.int32)
+        return PrefillPlan(
+            seq_idx, torch.full_like(slot_idx, seq_idx), slot_idx, context, visible_len
+        )
 
     def decode_plan(self, sequences: list[int]) -> DecodePlan:
         is_text = torch.tensor([False])

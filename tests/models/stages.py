@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from pydstp.models.qwen3 import DecoderLayer
+
 
 def stage_names(model: nn.Module) -> list[str]:
     """Names of the modules whose rows are compared, in our tree."""
@@ -24,13 +26,17 @@ def record(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
     def before(name: str):  # our layers change their input in place
         def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
             first = args[0] if args else next(iter(kwargs.values()))
+            if isinstance(module, DecoderLayer) and args[1] is not None:
+                first = first + args[1]  # what the layer before left behind
             seen[f"{name} in"] = first.clone()
 
         return keep
 
     def after(name: str):
         def keep(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-            seen[f"{name} out"] = (output[0] if isinstance(output, tuple) else output).clone()
+            first = output[0] if isinstance(output, tuple) else output
+            first = args[0] + first if isinstance(module, DecoderLayer) else first
+            seen[f"{name} out"] = first.clone()
 
         return keep
 

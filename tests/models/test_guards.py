@@ -66,7 +66,8 @@ def row_major_patches(patch: Patch) -> None:
 def images_see_each_other(patch: Patch) -> None:
     attention = qwen3_vl_vision.VisionAttention
     forward = attention.forward
-    patch.setattr(attention, "forward", lambda self, x, cs, _: forward(self, x, cs, [len(x)]))
+    patch.setattr(attention, "forward",
+                  lambda self, x, cs, _, ctx: forward(self, x, cs, [len(x)], ctx))
 
 
 def text_positions_for_images(patch: Patch) -> None:

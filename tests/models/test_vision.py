@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import Qwen3VLVisionModel
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 
+from pydstp import ops
 from pydstp.errors import PromptError
 from pydstp.models.config import VisionConfig
 from pydstp.models.plans import Context
@@ -95,7 +96,7 @@ def run_towers(tower: VisionTower, oracle: Qwen3VLVisionModel) -> tuple[VisionOu
     grids = [(4, 6), (2, 2)]
     pixels = torch.rand(28, tower.config.patch_dim) * 2 - 1
     theirs = oracle(pixels, torch.tensor([(1, *grid) for grid in grids]))
-    return tower(pixels, grids, lambda: None), theirs
+    return tower(pixels, grids, Context(ops.ThreadPool(2), lambda: None)), theirs
 
 
 @pytest.mark.parametrize(("head_dim", "deepstack"), [(64, (1,)), (72, (0, 1)), (72, ())])

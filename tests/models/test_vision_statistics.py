@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -58,7 +60,7 @@ def pixels(grids: list[tuple[int, int]], tower: VisionTower) -> Tensor:
 @pytest.mark.parametrize("max_weights", [1, 1000, None])
 @pytest.mark.parametrize("grids", PICTURES, ids=str)
 @torch.inference_mode()
-def test_equals_the_literal_computation(grids, max_weights, monkeypatch) -> None:
+def test_equals_the_literal_computation(grids, max_weights, monkeypatch, ctx: Context) -> None:
     if max_weights:
         monkeypatch.setattr(vision_statistics, "MAX_WEIGHTS", max_weights)
     tower, oracle = build_towers(tower_config(head_dim=64, deepstack=(1,)))
@@ -67,7 +69,7 @@ def test_equals_the_literal_computation(grids, max_weights, monkeypatch) -> None
     for block in (0, 1):
         attention, keys = recorder.statistics(block, len(grids))
         for observe in (block, block - 2):
-            ours = tower(x, grids, lambda: None, observe)
+            ours = tower(x, grids, ctx, observe)
             assert ours.attention.dtype == ours.keys.dtype == torch.float32
             assert ours.attention.shape == attention.shape
             assert float(((ours.attention - attention) / attention).abs().max()) <= TOLERANCE
@@ -138,28 +140,28 @@ def test_the_map_of_all_heads_is_never_whole(monkeypatch) -> None:
 
 
 @torch.inference_mode()
-def test_nothing_is_computed_unless_asked(monkeypatch) -> None:
+def test_nothing_is_computed_unless_asked(monkeypatch, ctx: Context) -> None:
     tower, _ = build_towers(tower_config(head_dim=64))
     grids = [(4, 6), (2, 2)]
     x = pixels(grids, tower)
     with Largest() as looking:
-        tower(x, grids, lambda: None, -1)
+        tower(x, grids, ctx, -1)
     with Largest() as plain:
-        tower(x, grids, lambda: None)
+        tower(x, grids, ctx)
     monkeypatch.setattr("pydstp.models.qwen3_vl_vision.attention_received", None)
     with Largest() as without:
-        tower(x, grids, lambda: None)
+        tower(x, grids, ctx)
     assert plain.operations == without.operations < looking.operations
 
 
 @pytest.mark.parametrize("observe", [2, -3, 1 << 20])
-def test_a_block_that_is_not_there_is_refused(observe) -> None:
+def test_a_block_that_is_not_there_is_refused(observe, ctx: Context) -> None:
     tower, _ = build_towers(tower_config(head_dim=64))
     with pytest.raises(OptionError, match=rf"block: .* 2 blocks .*-2\.\.1.*got {observe}"):
-        tower(torch.zeros(4, tower.config.patch_dim), [(2, 2)], lambda: None, observe)
+        tower(torch.zeros(4, tower.config.patch_dim), [(2, 2)], ctx, observe)
 
 
-def test_it_can_be_cancelled_between_blocks_of_queries(monkeypatch) -> None:
+def test_it_can_be_cancelled_between_blocks_of_queries(monkeypatch, ctx: Context) -> None:
     monkeypatch.setattr(vision_statistics, "MAX_WEIGHTS", 1)
     tower, _ = build_towers(tower_config(head_dim=64))
     calls = []
@@ -169,16 +171,16 @@ def test_it_can_be_cancelled_between_blocks_of_queries(monkeypatch) -> None:
         if len(calls) == 4:  # one for each of two blocks of the tower, the others while looking
             raise PromptError("cancelled")
     with pytest.raises(PromptError, match="cancelled"), torch.inference_mode():
-        tower(torch.zeros(4, tower.config.patch_dim), [(2, 2)], check, 1)
+        tower(torch.zeros(4, tower.config.patch_dim), [(2, 2)], replace(ctx, check=check), 1)
     assert len(calls) == 4
 
 
 @torch.inference_mode()
-def test_no_nan_from_extreme_activations() -> None:
+def test_no_nan_from_extreme_activations(ctx: Context) -> None:
     tower, oracle = build_towers(tower_config(head_dim=64))
     weights = {name: value * 50 if "qkv" in name else value
                for name, value in oracle.state_dict().items()}
     copy_weights(tower, weights, torch.float32)
-    seen = tower(pixels([(6, 6)], tower), [(6, 6)], lambda: None, -1)
+    seen = tower(pixels([(6, 6)], tower), [(6, 6)], ctx, -1)
     assert seen.attention.isfinite().all()
     assert float(seen.attention.sum()) == pytest.approx(0.25, rel=1e-5)

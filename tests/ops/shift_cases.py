@@ -69,10 +69,11 @@ def make_state(capacity: int, case: int) -> ShiftState:
         set_base(state, seq, is_base, pseudo=min(size - 1, integer(random, 3)))
         trigger, swap, retrigger, applies, joint = COMBINATIONS[
             (MAX_BATCH * case + seq) % len(COMBINATIONS)]
+        budget = integer(random, size + 3)
         state.policy[seq] = torch.tensor([
             trigger, swap, retrigger, applies, integer(random, 4) + 1, integer(random, 5),
-            integer(random, size + 3), capacity - 1 if capacity > size else -1, joint,
-            *torch.randint(-2**31, 2**31, (2,), generator=random).tolist(), 0])
+            budget, capacity - 1 if capacity > size else -1, joint,
+            *torch.randint(-2**31, 2**31, (2,), generator=random).tolist(), budget // 2])
         state.policy_float[seq] = torch.rand(2, generator=random)
         state.state[seq, ops.StateWord.RESERVE_READY] = integer(random, 2)
     return state
@@ -88,7 +89,9 @@ def new_values(state: ShiftState, random: torch.Generator) -> None:
         levels = (2, 9, 1 << 20)[integer(random, 3)]
         drawn = torch.randint(levels, tensor.shape, generator=random)
         tensor.copy_(drawn / (levels - 1))
+    state.mass.copy_(torch.rand(state.mass.shape, generator=random))
     if integer(random, 4) == 0:
+        state.mass[integer(random, MAX_BATCH), 0] = float("nan")
         state.scores[torch.rand(state.scores.shape, generator=random) < 0.2] = float("nan")
     if integer(random, 8) == 0:
         state.probs[integer(random, MAX_BATCH)] = 0
@@ -100,7 +103,7 @@ def one_sequence(num_base: int, num_reserve: int, **policy: int) -> ShiftState:
     state = ops.ShiftState.allocate(1, capacity, 1, 1)
     set_base(state, 0, torch.arange(capacity - 1) < num_base)
     given = {"TRIGGER": ops.Trigger.EVERY, "EXPAND_STEPS": 2, "BUDGET": num_base,
-             "MERGE_SLOT": capacity - 1, **policy}
+             "MIN_BUDGET": num_base, "MERGE_SLOT": capacity - 1, **policy}
     for name, value in given.items():
         state.policy[0, PolicyWord[name]] = value
     state.state[0, StateWord.RESERVE_READY] = 1

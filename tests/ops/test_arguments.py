@@ -26,6 +26,7 @@ LISTS = {
 MONITOR = ops.Monitor(torch.zeros(2, 4), None, torch.ones(2, 4), torch.zeros(2, 3), TWO)
 STATE = ops.ShiftState.allocate(2, 4, 3, 4)
 HEADS = {"num_heads": 2, "num_kv_heads": 1, "eps": 1e-6}
+MATRIX = ops.QuantisedMatrix.allocate(5, 8)
 QKV, ROPE = torch.ones(3, 32), torch.ones(3, 8)
 
 ARGUMENTS: dict[Callable, dict] = {
@@ -41,6 +42,8 @@ ARGUMENTS: dict[Callable, dict] = {
                            "status": torch.zeros(1, dtype=torch.int32)},
     ops.attention_probs: {"q": torch.ones(2, 4, 8), "visual": VISUAL, "text": TEXT, **LISTS,
                           "workspace": torch.ones(160), "monitor": MONITOR},
+    ops.prefill_attention: {"q": torch.ones(2, 4, 8), "k": K, "v": K, "scale": 1.0,
+                            "segments": [2], "visible_len": TWO + 1, "out": torch.ones(2, 4, 8)},
     ops.mean_kv: {"visual": VISUAL, "seq_idx": TWO, "indices": torch.zeros(2, 4, dtype=torch.int32),
                   "index_len": TWO, "dst_slot": TWO, "status": torch.zeros(1, dtype=torch.int32)},
     ops.shift_detect: {"state": STATE, "seq_idx": TWO - 1, "phase": ops.Phase.END,
@@ -48,9 +51,13 @@ ARGUMENTS: dict[Callable, dict] = {
     ops.shift_select: {"state": STATE, "seq_idx": TWO - 1,
                        "visible_indices": LISTS["visible_indices"],
                        "visible_len": LISTS["visible_len"], "group_idx": 0},
+    ops.quantise_rows: {"x": X, "matrix": MATRIX, "first_row": 2},
+    ops.dequantise_rows: {"matrix": MATRIX, "first_row": 0, "out": torch.ones(3, 8)},
+    ops.quantised_linear: {"x": X, "weight": MATRIX, "out": torch.ones(3, 5)},
 }
-# A batch may be shorter than max_batch here: only a longer one is wrong.
+# A batch may be shorter than max_batch here: only a longer one is wrong. So may some rows.
 ANY_LENGTH = {(op, "seq_idx") for op in (ops.mean_kv, ops.shift_detect, ops.shift_select)}
+ANY_LENGTH |= {(ops.quantise_rows, "x"), (ops.dequantise_rows, "out")}
 
 TENSORS = [(op, name) for op, arguments in ARGUMENTS.items()
            for name, value in arguments.items() if isinstance(value, torch.Tensor)]
@@ -75,7 +82,7 @@ def test_a_bad_tensor_is_named(op, name, bad, pool):
         "rank": lambda: good.unsqueeze(0),
         "array": lambda: np.asarray(good),
         "device": lambda: good.to("meta"),
-        "shape": lambda: good[:-1] if len(good) > 1 and not is_free else good.repeat(2),
+        "shape": lambda: good[:-1] if len(good) > 1 and not is_free else torch.cat([good] * 2, -1),
     }[bad]()
     with pytest.raises(OptionError, match=r"\w+: expected .*, got ") as caught:
         call(op, pool, **{name: value})
@@ -119,12 +126,28 @@ def test_a_tensor_with_holes_is_refused(op, name, pool):
     (ops.qk_norm_rope, {"eps": "x"}, "qk_norm_rope: expected numbers as documented, got 'x'"),
     (ops.decode_attention, {"scale": None}, "decode_attention: expected numbers .*, got None"),
     (ops.decode_attention, {"workspace": torch.ones(159)}, "at least 160 elements, got 159"),
+    (ops.prefill_attention, {"q": torch.ones(2, 3, 8)}, "q: expected a multiple of 2 heads, got 3"),
+    (ops.prefill_attention, {"q": torch.ones(2, 4, 7)}, "q: expected an even head_dim, got 7"),
+    (ops.prefill_attention, {"v": K[..., :6]}, r"v: expected shape \[2, 2, 8\], got \[2, 2, 6\]"),
+    (ops.prefill_attention, {"k": K.bfloat16()}, "k: expected torch.float32, got torch.bfloat16"),
+    (ops.prefill_attention, {"segments": [1]}, r"segments: expected lengths .*, got \[1\] for 2"),
+    (ops.prefill_attention, {"segments": [3, -1]}, r"segments: expected lengths .*, got \[3, -1\]"),
+    (ops.prefill_attention, {"segments": [2.0]}, r"segments: expected lengths .*, got \[2.0\]"),
+    (ops.prefill_attention, {"k": K[:1], "v": K[:1]}, "segments: .* for 2 queries and 1 keys"),
+    (ops.prefill_attention, {"visible_len": TWO + 3}, "visible_len: expected .*, got 3 at element"),
+    (ops.prefill_attention, {"visible_len": TWO - 1, "segments": None}, r"visible_len.* got -1"),
+    (ops.prefill_attention, {"scale": None}, "prefill_attention: expected numbers .*, got None"),
     (ops.attention_probs, {"monitor": None}, "monitor: expected a Monitor, got NoneType"),
     (ops.shift_detect, {"state": MONITOR}, "state: expected a ShiftState, got Monitor"),
     (ops.shift_detect, {"phase": 3}, "phase: expected a Phase, got 3"),
     (ops.shift_detect, {"phase": None}, "phase: expected a Phase, got None"),
     (ops.shift_detect, {"seq_idx": TWO.repeat(2)}, "seq_idx: expected at most max_batch = 2 rows"),
     (ops.shift_select, {"group_idx": 1}, r"group_idx: expected an int in \[0, 1\), got 1"),
+    (ops.quantised_linear, {"weight": W}, "weight: expected a QuantisedMatrix, got Tensor"),
+    (ops.quantised_linear, {"weight": ops.QuantisedMatrix.allocate(2, 5, 8)},
+     r"weight.codes: expected shape \[1, 1, 32, 16, 4\], got \[2, 1, 1, 32, 16, 4\]"),
+    (ops.quantise_rows, {"first_row": 3}, r"first_row: expected an int in \[0, 2\], for 3 of 5"),
+    (ops.dequantise_rows, {"first_row": -1}, r"first_row: expected an int in \[0, 2\], .* got -1"),
 ])
 def test_what_an_error_says(op, changed, message, pool):
     with pytest.raises(OptionError, match=message):

@@ -28,7 +28,8 @@ def make_monitor(case: Case, norm: int, masked: bool, seed: int = 0) -> ops.Moni
     weights = torch.rand(MAX_BATCH, num_heads, generator=generator) / num_heads
     layers = torch.rand(MAX_BATCH, NUM_LAYERS, generator=generator) + 0.1
     monitor = ops.Monitor(poison(*by_slot), mask, weights, layers,
-                          torch.full((MAX_BATCH,), norm, dtype=torch.int32))
+                          torch.full((MAX_BATCH,), norm, dtype=torch.int32),
+                          mass=poison(MAX_BATCH, num_heads))
     for seq in case.lists["seq_idx"].tolist():
         group = int(case.lists["layer_to_group"][seq, case.lists["layer_idx"]])
         length = int(case.lists["visible_len"][seq, group])
@@ -39,10 +40,10 @@ def make_monitor(case: Case, norm: int, masked: bool, seed: int = 0) -> ops.Moni
 
 
 def guarded(monitor: ops.Monitor) -> tuple[ops.Monitor, Guarded]:
-    """The same monitor with its probs in guarded memory."""
+    """The same monitor with its probs in guarded memory, and a mass of its own."""
     memory = Guarded(*monitor.probs.shape, dtype=torch.float32)
     memory.tensor.copy_(monitor.probs)
-    return replace(monitor, probs=memory.tensor), memory
+    return replace(monitor, probs=memory.tensor, mass=monitor.mass.clone()), memory
 
 
 def assert_same_shares(actual: Tensor, truth: Tensor) -> None:
@@ -53,17 +54,20 @@ def assert_same_shares(actual: Tensor, truth: Tensor) -> None:
 
 def check(case: Case, monitor: ops.Monitor, pool: ops.ThreadPool, **options: object) -> Tensor:
     """Both ops against the reference, and against each other; returns the probs."""
-    truth = case.to(torch.float32).run(reference.attention_probs, monitor=monitor)
+    expected = replace(monitor, mass=monitor.mass.clone())
+    truth = case.to(torch.float32).run(reference.attention_probs, monitor=expected)
     plain = case.run(ops.decode_attention, pool=pool)
     watched, memory = guarded(monitor)
     out = case.run(ops.decode_attention, pool=pool, monitor=watched, **options)
     memory.check()
     assert_bitwise(out, plain)
     assert_same_shares(watched.probs, truth)
+    assert_matches(watched.mass, expected.mass)
     alone, memory = guarded(monitor)
     assert case.run(ops.attention_probs, pool=pool, monitor=alone, **options) is None
     memory.check()
     assert_bitwise(alone.probs, watched.probs)
+    assert_bitwise(alone.mass, watched.mass)
     return watched.probs
 
 
@@ -249,7 +253,7 @@ def test_nan_in_a_visible_row_reaches_its_own_sequence_only(isa, dtype, pool):
     assert_bitwise(broken.probs[1:], clean.probs[1:])
 
 
-FIELDS = ["probs", "base_mask", "head_weights", "layer_weights", "norm", "logits"]
+FIELDS = ["probs", "base_mask", "head_weights", "layer_weights", "norm", "logits", "mass"]
 
 
 @pytest.mark.parametrize("name", FIELDS)

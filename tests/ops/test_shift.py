@@ -33,7 +33,7 @@ class Pair:
 
     def observe(self, random: torch.Generator) -> None:
         new_values(self.state, random)
-        for name in ("probs", "anchor", "scores"):
+        for name in ("probs", "anchor", "scores", "mass"):
             getattr(self.expected, name).copy_(getattr(self.state, name))
 
     def run(self, rows: Tensor, phase: Phase) -> Tensor:

@@ -193,7 +193,7 @@ def test_sequences_out_of_range_are_skipped_and_reported(isa, pool):
 @pytest.mark.parametrize("bad", ["dtype", "shape", "list", "device"])
 def test_a_bad_tensor_of_the_state_is_named(bad, pool):
     state = one_sequence(3, 3)
-    unused = ("score_indices", "score_len", "head_weights", "layer_weights", "norm")
+    unused = ("score_indices", "score_len", "head_weights", "layer_weights", "norm", "mass")
     for name, good in vars(state).items():
         if name in unused:
             continue

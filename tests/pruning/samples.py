@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pydstp import PruningConfig, VisualTokens
 
-HIDDEN, HEAD_DIM = 12, 6
+HIDDEN, HEAD_DIM, NUM_TEXT = 12, 6, 7
 # One token, one picture, pictures of one token and of unequal sizes, equal pictures.
 GRIDS = [((1, 1),), ((1, 2),), ((3, 5),), ((13, 7),), ((1, 1), (4, 6), (2, 3)),
          ((9, 1), (9, 1)), ((1, 1), (1, 1), (1, 1))]
@@ -28,7 +28,13 @@ def make_tokens(config: PruningConfig, grids: Grids, seed: int = 0,
         "features": torch.randn(num_tokens, HIDDEN, generator=generator),
         "attention_row": distinct(num_tokens, generator),
         "vision_attention": distinct(num_tokens, generator),
+        "picture_row": distinct(num_tokens, generator),
+        "received_attention": distinct(num_tokens, generator),
+        "key_norms": distinct(num_tokens, generator),
+        "text_key_norms": distinct(NUM_TEXT, generator),
+        "text_states": torch.randn(NUM_TEXT, HIDDEN, generator=generator),
         "vision_keys": torch.randn(num_tokens, HEAD_DIM, generator=generator),
+        "text_embeddings": torch.randn(4, HIDDEN, generator=generator),
         **changes,
     }
     return VisualTokens(grids=grids, spans=spans, quotas=quotas, generator=config.generator(),

@@ -16,7 +16,10 @@ from pydstp import OptionError, PruningConfig
 from pydstp.pruning import available_pruners
 from pydstp.pruning.registry import pruner_class
 
-BUILT_IN = ("divprune", "fastv", "none", "random", "visionzip")
+BUILT_IN = ("alpha", "cdpruner", "dart", "divprune", "fastervlm", "fastv", "fastv_vis", "none",
+            "pooling", "prumerge", "random", "resize", "reverse_fastv", "visionzip", "vispruner",
+            "window_fastv")
+INSIDE = ("alpha", "dart", "fastv", "fastv_vis", "pooling", "reverse_fastv", "window_fastv")
 
 
 def test_public_names() -> None:
@@ -36,6 +39,7 @@ def test_public_names() -> None:
     (("fastv", 0.5, 3), "retention_ratio, num_kept: expected one of the two, got both"),
     (("none", 0.5), "expected none of them with 'none'.*got 0.5, None"),
     (("none", None, 3), "expected none of them with 'none'.*got None, 3"),
+    (("resize", None, 9), "num_kept: expected retention_ratio with 'resize'.*got 9"),
     (("none", "1"), "expected none of them with 'none'.*got '1', None"),
     *((("random", ratio), r"retention_ratio: expected a finite number in \(0, 1\], got")
       for ratio in (0, 0.0, -0.1, 1.0001, 2, math.nan, math.inf, "0.5", True, 10**400)),
@@ -54,13 +58,23 @@ def test_a_wrong_amount_or_method_is_refused(arguments, message) -> None:
     (dict(name="fastv", layer=0), r"layer: expected an integer in \[1, \d+\], got 0"),
     (dict(name="fastv", layer=True), "layer: expected an integer"),
     (dict(name="fastv", layer="2"), "layer: expected an integer .*, got '2'"),
-    (dict(name="fastv", rows="all"), "rows: expected 'last', got 'all'"),
+    (dict(name="fastv", rows="first"), r"rows: expected one of \('last', 'all'\), got 'first'"),
     (dict(name="random", layer=-1), "layer: expected an integer"),
     (dict(name="random", layer=[0]), "layer: expected an integer"),
     (dict(name="visionzip", block=0.5), "block: expected an integer"),
     (dict(name="visionzip", dominant_share=1.5), r"dominant_share: expected .* in \[0, 1\]"),
     (dict(name="visionzip", prune_only=1), "prune_only: expected True or False, got 1"),
     (dict(name="visionzip", prune_only=True, merge_only=True), "at most one of them, got both"),
+    (dict(name="fastervlm", block=None), "block: expected an integer"),
+    (dict(name="vispruner", important_share=-0.1), r"important_share: expected .* in \[0, 1\]"),
+    (dict(name="vispruner", drop=0), "drop: expected an integer >= 1|drop: expected an integer in"),
+    (dict(name="vispruner", block="2"), "block: expected an integer"),
+    (dict(name="cdpruner", relevance_weight=1.0), r"relevance_weight: .* in \[0, 0.99\], got 1"),
+    (dict(name="prumerge", neighbours=0), "neighbours: expected an integer"),
+    (dict(name="prumerge", prune_only="no"), "prune_only: expected True or False, got 'no'"),
+    (dict(name="prumerge", block=[1]), "block: expected an integer"),
+    (dict(name="resize", quota="global"), "quota: expected 'span' with 'resize'.* got 'global'"),
+    (dict(name="resize", size=9), r"options of 'resize' among \(none\), got 'size'"),
     (dict(name="random", quota="picture"), r"quota: expected one of \('span', 'global'\), got"),
     (dict(name="random", quota=["span"]), "quota: expected one of"),
     (dict(name="random", seed=-1), "seed: expected an integer >= 0"),
@@ -76,14 +90,21 @@ def test_a_wrong_option_is_refused(options, message) -> None:
 def test_defaults_of_the_methods() -> None:
     configs = {name: PruningConfig(name, None if name == "none" else 0.5) for name in BUILT_IN}
     assert {name: config.quota for name, config in configs.items()} == {
-        "divprune": "span", "fastv": "global", "none": "span", "random": "span",
-        "visionzip": "span"}
+        name: "global" if name in set(INSIDE) - {"fastv_vis", "pooling"} else "span"
+        for name in BUILT_IN}
     assert {name: config.pruner.act_before for name, config in configs.items()} == {
-        "divprune": 0, "fastv": 2, "none": 0, "random": 0, "visionzip": 0}
+        name: 2 if name in INSIDE else 0 for name in BUILT_IN}
     assert {name: set(config.pruner.needs) for name, config in configs.items()} == {
-        "divprune": set(), "fastv": {"attention_row"}, "none": set(), "random": set(),
-        "visionzip": {"vision_attention", "vision_keys"}}
-    assert configs["visionzip"].pruner.block == -2
+        **{name: set() for name in ("divprune", "none", "pooling", "random", "resize")},
+        **{name: {"attention_row"} for name in ("fastv", "reverse_fastv", "window_fastv")},
+        "alpha": {"attention_row", "text_states"}, "fastv_vis": {"picture_row"},
+        "dart": {"key_norms", "text_key_norms", "text_states"}, "cdpruner": {"text_embeddings"},
+        **{name: {"vision_attention"} for name in ("fastervlm", "vispruner")},
+        **{name: {"vision_attention", "vision_keys"} for name in ("prumerge", "visionzip")}}
+    assert {config.pruner.block for config in configs.values()} == {-2}
+    assert PruningConfig("fastv", 0.5, rows="all").pruner.needs == {"received_attention"}
+    assert PruningConfig("dart", 0.5, text_pivots=0).pruner.needs == {"key_norms"}
+    assert PruningConfig("prumerge", 0.5, prune_only=True).pruner.needs == {"vision_attention"}
     assert PruningConfig("visionzip", 0.5, prune_only=True).pruner.needs == {"vision_attention"}
     assert PruningConfig("visionzip", 0.5, merge_only=True).pruner.needs == {"vision_keys"}
     assert PruningConfig("random", 0.5, layer=7).pruner.act_before == 7
@@ -107,6 +128,7 @@ def test_equal_values_make_equal_configs() -> None:
     PruningConfig("none"), PruningConfig("none", 1.0), PruningConfig("fastv", 1 / 3, layer=5),
     PruningConfig("random", num_kept=7, seed=2**63 - 1, layer=1, quota="global"),
     PruningConfig("visionzip", 0.1, block=3, dominant_share=0.25, prune_only=True),
+    PruningConfig("pooling", 0.25, window=[2, 3], pool="max", layer=1),
 ], ids=str)
 def test_a_config_survives_json_and_pickle(config) -> None:
     assert PruningConfig(**json.loads(json.dumps(config.to_dict()))) == config

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-import pytest
 import torch
 
 from pydstp import Pruner, PruningConfig, VisualTokens
 from pydstp.pruning import run_pruner
-from pydstp.pruning.registry import _PRUNERS
 from tests.house import source_tree as tree
 from tests.pruning.samples import make_tokens
 
 DOCUMENT = Path("docs/add_a_pruner.md")
 BLOCKS = tree.fenced_blocks(DOCUMENT, "python")
-
-
-@pytest.fixture(autouse=True)
-def _forget_plug_ins() -> Iterator[None]:
-    before = dict(_PRUNERS)
-    yield
-    _PRUNERS.clear()
-    _PRUNERS.update(before)
 
 
 def execute(*blocks: str) -> None:

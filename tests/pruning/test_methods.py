@@ -99,6 +99,13 @@ def test_divprune_in_blocks(monkeypatch) -> None:
     assert pick_diverse(features, 15).tolist() == literal_divprune(features, 15)
 
 
+@pytest.mark.parametrize("n, dim", [(1, 4), (9, 3), (40, 16)])
+def test_divprune_without_kept_distances(monkeypatch, n, dim) -> None:
+    monkeypatch.setattr("pydstp.pruning.divprune._MAX_KEPT", 0)
+    features = torch.randn(n, dim, generator=torch.Generator().manual_seed(n))
+    assert pick_diverse(features, n).tolist() == literal_divprune(features, n)
+
+
 def test_divprune_does_not_see_lengths_or_the_other_pictures() -> None:
     config, grids = PruningConfig("divprune", 0.4), ((5, 5), (3, 3))
     tokens = make_tokens(config, grids)

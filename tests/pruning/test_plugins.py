@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +12,10 @@ import torch
 
 from pydstp import CancelledError, OptionError, Pruner, PruningConfig, PydstpError, Selection
 from pydstp.pruning import MergePlan, available_pruners, register_pruner, run_pruner
-from pydstp.pruning.registry import _PRUNERS
 from tests.pruning.samples import make_tokens
 
 GRIDS = ((2, 3), (2, 2))  # at a ratio of 0.5: 3 of the first 6, 2 of the last 4
 GOOD = [0, 2, 5, 6, 9]
-
-
-@pytest.fixture(autouse=True)
-def _forget_plug_ins() -> Iterator[None]:
-    before = dict(_PRUNERS)
-    yield
-    _PRUNERS.clear()
-    _PRUNERS.update(before)
 
 
 def run(answer: Any, amount: float = 0.5, **attributes: Any) -> Selection:
@@ -99,6 +90,12 @@ def merging(targets: Any, weights: Any) -> Selection:
 def test_a_wrong_merge_is_an_error_that_names_the_method(targets, weights, message) -> None:
     with pytest.raises(PydstpError, match=f"pruning method 'mine'.*{message}"):
         run(merging(targets, weights))
+
+
+def test_a_reduction_that_does_not_exist() -> None:
+    plan = MergePlan([9], torch.ones(1, 10), "median")
+    with pytest.raises(PydstpError, match="'mine': merge.reduce: expected one of .*'median'"):
+        run(Selection(torch.tensor([0, 2, 5, 6]), plan))
 
 
 def test_a_merge_that_is_right() -> None:
@@ -239,6 +236,8 @@ def test_a_name_is_taken_once_but_a_class_may_come_again() -> None:
     ({"needs": {"features"}}, "needs: expected a set of names among .*attention_row"),
     ({"needs": "attention_row"}, "needs: expected a set of names"),
     ({"needs": ["attention_row"]}, "needs: expected a set of names"),
+    *(({"needs": {name}}, r"act_before: expected an integer in \[1, .*got 0")
+      for name in ("picture_row", "received_attention", "key_norms", "text_key_norms")),
     ({"needs": {"attention_row"}}, r"act_before: expected an integer in \[1, .*got 0"),
     ({"act_before": -1}, "act_before: expected an integer"),
     ({"act_before": None}, "act_before: expected an integer"),

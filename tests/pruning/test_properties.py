@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pydstp import Pruner, PruningConfig, Selection, VisualTokens, register_pruner
 from pydstp.pruning import available_pruners, run_pruner
+from pydstp.pruning.base import STATISTICS
 from pydstp.pruning.registry import _PRUNERS, pruner_class
 from tests.compare import assert_bitwise
 from tests.pruning.samples import GRIDS, count, make_tokens
@@ -34,7 +35,8 @@ def _forget_the_plug_in() -> Iterator[None]:
 
 
 OURS = [name for name in available_pruners() if name == "longest" or
-        pruner_class(name).__module__.startswith("pydstp.")]
+        pruner_class(name).__module__.startswith("pydstp.")
+        and not pruner_class(name).acts_on_picture]  # resize: see tests/prompts/test_resize.py
 PRUNING = [name for name in OURS if name != "none"]
 VARIANTS = [(name, {}) for name in PRUNING] + [
     ("longest", {"power": 1.0}), ("fastv", {"quota": "span"}), ("divprune", {"quota": "global"}),
@@ -42,7 +44,17 @@ VARIANTS = [(name, {}) for name in PRUNING] + [
     ("visionzip", {"prune_only": True}), ("visionzip", {"merge_only": True}),
     ("visionzip", {"dominant_share": 0.0}), ("visionzip", {"dominant_share": 1.0}),
     ("visionzip", {"dominant_share": 0.5, "quota": "global"}),
+    ("fastv", {"rows": "all"}), ("window_fastv", {"window": (2, 3), "quota": "span"}),
+    ("fastv_vis", {"quota": "global"}), ("alpha", {"alpha": 0.0}),
+    ("alpha", {"alpha": 0.25, "rows": "all", "quota": "span"}), ("pooling", {"quota": "global"}),
+    ("pooling", {"pool": "max", "window": (2, 4)}), ("pooling", {"pool": "argmax_l1"}),
+    ("dart", {"quota": "span"}), ("dart", {"visual_pivots": 1, "text_pivots": 0}),
+    ("vispruner", {"important_share": 0.0, "drop": 1}), ("vispruner", {"quota": "global"}),
+    ("cdpruner", {"relevance_weight": 0.5}), ("cdpruner", {"quota": "global"}),
+    ("prumerge", {"prune_only": True}), ("prumerge", {"neighbours": 1, "quota": "global"}),
 ]
+SCORES = ("attention_row", "vision_attention", "picture_row", "received_attention", "key_norms",
+          "text_key_norms")
 every_variant = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
 every_grid = pytest.mark.parametrize("grids", GRIDS, ids=str)
 
@@ -62,7 +74,9 @@ def assert_same(ours: Selection, expected: Selection) -> None:
 
 
 def test_every_method_is_here() -> None:
-    assert {"divprune", "fastv", "longest", "none", "random", "visionzip"} <= set(OURS)
+    assert {"alpha", "cdpruner", "dart", "divprune", "fastervlm", "fastv", "fastv_vis", "longest",
+            "none", "pooling", "prumerge", "random", "reverse_fastv", "visionzip", "vispruner",
+            "window_fastv"} <= set(OURS)
 
 
 # Property 1
@@ -95,6 +109,10 @@ def test_as_many_as_asked_sorted_and_in_their_spans(name, options, grids, amount
         selection = run_pruner(config, tokens)
         kept, stays = selection.kept, chosen(selection)
         assert kept.dtype == torch.int64 and (kept.diff() > 0).all() and (stays.diff() > 0).all()
+        if config.pruner.adaptive:
+            assert all(((stays >= span.start) & (stays < span.stop)).any()
+                       for span, _ in tokens.each_span())
+            continue
         assert len(stays) == sum(tokens.quotas)
         for span, quota in tokens.each_span():
             assert int(((stays >= span.start) & (stays < span.stop)).sum()) == quota
@@ -108,20 +126,25 @@ def test_shifted_and_scaled_scores_make_no_difference(name, options, grids) -> N
     config = PruningConfig(name, 0.4, **options)
     tokens = make_tokens(config, grids)
     expected = run_pruner(config, tokens)
-    changes = {"features": tokens.features * 4, "vision_keys": tokens.vision_keys * 0.25}
+    changes = {"features": tokens.features * 4, "vision_keys": tokens.vision_keys * 0.25,
+               "text_embeddings": tokens.text_embeddings * 2}
     for factor, shift in ((1.0, 3.0), (8.0, 0.0), (0.5, -1.0)):
-        changes |= {"attention_row": tokens.attention_row * factor + shift,
-                    "vision_attention": tokens.vision_attention * factor + shift}
+        changes |= {field: getattr(tokens, field) * factor + shift for field in SCORES}
         changed = replace(tokens, **changes, generator=config.generator())
-        assert_same(run_pruner(config, changed), expected)
+        found = run_pruner(config, changed)
+        if name == "prumerge" and shift:  # merges in proportion to attention: other weights
+            assert chosen(found).tolist() == chosen(expected).tolist()
+        else:
+            assert_same(found, expected)
 
 
 @pytest.mark.parametrize(("name", "options"), [
-    ("fastv", {}), ("longest", {}), ("divprune", {}), ("visionzip", {"prune_only": True})], ids=str)
+    ("fastv", {}), ("longest", {}), ("divprune", {}), ("visionzip", {"prune_only": True}),
+    ("fastervlm", {}), ("vispruner", {"important_share": 1}), ("cdpruner", {})], ids=str)
 @every_grid
 def test_of_equal_tokens_the_first_stay(name, options, grids) -> None:
     config = PruningConfig(name, 0.4, **options)
-    alike = {"features": torch.full((count(grids), 5), 0.3),
+    alike = {"features": torch.full((count(grids), 5), 0.3), "text_embeddings": torch.ones(3, 5),
              "attention_row": torch.full((count(grids),), 0.1),
              "vision_attention": torch.full((count(grids),), 0.1)}
     tokens = make_tokens(config, grids, **alike)
@@ -152,7 +175,7 @@ def test_the_seed_and_the_request_decide(name, options, grids) -> None:
 def test_what_is_not_needed_is_not_looked_at(name, options) -> None:
     config = PruningConfig(name, 0.4, **options)
     tokens = make_tokens(config, GRIDS[4])
-    unneeded = {"attention_row", "vision_attention", "vision_keys"} - config.pruner.needs
+    unneeded = set(STATISTICS) - config.pruner.needs
     without = replace(tokens, **dict.fromkeys(unneeded), generator=config.generator())
     assert_same(run_pruner(config, without), run_pruner(config, tokens))
 
@@ -161,7 +184,7 @@ def test_what_is_not_needed_is_not_looked_at(name, options) -> None:
 def test_tokens_are_left_as_they_were(name, options) -> None:
     config = PruningConfig(name, 0.4, **options)
     tokens = make_tokens(config, GRIDS[4])
-    fields = ("features", "attention_row", "vision_attention", "vision_keys")
+    fields = ("features", *STATISTICS)
     copies = {field: getattr(tokens, field).clone() for field in fields}
     run_pruner(config, tokens)
     for field, copy in copies.items():
@@ -202,16 +225,17 @@ def test_in_inference_mode_and_with_another_default_dtype(name, options) -> None
 def test_constant_and_broken_features_still_make_a_selection(name, options, grids, value) -> None:
     config = PruningConfig(name, 0.4, **options)
     num_tokens = count(grids)
-    everything = {
-        "features": torch.full((num_tokens, 4), value), "vision_keys": torch.full(
-            (num_tokens, 4), value), "attention_row": torch.full((num_tokens,), value),
-        "vision_attention": torch.full((num_tokens,), value)}
-    stays = chosen(run_pruner(config, make_tokens(config, grids, **everything)))
-    assert len(stays) == sum(make_tokens(config, grids).quotas)
+    tokens = make_tokens(config, grids)
+    everything = {field: torch.full_like(getattr(tokens, field), value)
+                  for field in ("features", *STATISTICS)}
+    stays = chosen(run_pruner(config, replace(tokens, **everything)))
+    assert 1 <= len(stays) <= num_tokens
+    assert len(stays) == sum(tokens.quotas) or config.pruner.adaptive
 
 
 @pytest.mark.parametrize(("name", "options"), [
-    ("fastv", {}), ("divprune", {}), ("visionzip", {"prune_only": True})], ids=str)
+    ("fastv", {}), ("divprune", {}), ("visionzip", {"prune_only": True}), ("fastervlm", {}),
+    ("vispruner", {}), ("cdpruner", {})], ids=str)
 def test_broken_tokens_are_kept_last(name, options) -> None:
     grids, broken = ((3, 5),), [0, 4, 9]
     config = PruningConfig(name, num_kept=12, **options)

@@ -1,4 +1,5 @@
-"""Qwen3-VL's decoder by hand from transformers' weights, with a visibility matrix per layer.
+"""The Qwen3 decoder of Qwen3-VL and InternVL by hand from transformers' weights, with a visibility
+matrix per layer.
 
 No cache and no causal rule: every row is computed in every call, and row i sees exactly the columns
 that `visible[i]` says. Columns are the rows themselves and, after them, averages of rows: keys and
@@ -36,10 +37,10 @@ def rotary_tables(config, positions: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin, [n, head_dim], of positions [3, n] (time, height, width).
 
     Frequency pairs 1, 4, 7, ... turn by the height, 2, 5, 8, ... by the width, as far as their
-    sections reach; all others turn by the time.
+    sections reach; all others turn by the time. Without sections, as in InternVL, all of them do.
     """
     rope, pairs = config.rope_parameters, config.head_dim // 2
-    _, height, width = rope["mrope_section"]
+    _, height, width = rope.get("mrope_section", (pairs, 0, 0))
     angles = torch.empty(positions.shape[1], pairs)
     for pair in range(pairs):
         axis = 0
@@ -65,7 +66,7 @@ def rms_norm(x: Tensor, norm) -> Tensor:
 
 
 class PlainDecoder:
-    """The language model of a transformers Qwen3-VL (dense or mixture of experts), fp32."""
+    """The language model of a transformers model (dense or mixture of experts), fp32."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.text = model.model.language_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,20 @@ def encode_prompt(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Prompt:
         grids = [(height // 2, width // 2) for _, height, width in patches.tolist()]
     positions, next_position = rope_positions(ids, model.config.image_token_id, grids)
     return Prompt(ids, visual_rows, x, deepstack, positions, grids, next_position,
+                  last_content_row(ids, model.config.text_config.eos_token_id))
+
+
+def encode_internvl_prompt(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Prompt:
+    """For InternVL (tests.engine.internvl_oracle.prompt_inputs); positions count tokens."""
+    ids = inputs["input_ids"][0].tolist()
+    visual_rows = [i for i, token in enumerate(ids) if token == model.config.image_token_id]
+    x = model.get_input_embeddings().weight[inputs["input_ids"][0]].clone()
+    features = model.get_image_features(inputs["pixel_values"]).pooler_output
+    tiles = [tile.reshape(-1, x.shape[1]) for tile in features]
+    x[visual_rows] = torch.cat(tiles)
+    side = math.isqrt(len(tiles[0]))
+    return Prompt(ids, visual_rows, x, [], torch.arange(len(ids)).expand(3, -1),
+                  [(side, side)] * len(tiles), len(ids),
                   last_content_row(ids, model.config.text_config.eos_token_id))
 
 

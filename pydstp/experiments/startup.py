@@ -34,11 +34,11 @@ def count_layers(path: str | None) -> int:
 
 
 def open_engine(path: str | None, dtype: str, batch: int, max_new_tokens: int,
-                max_visual_tokens: int,
-                progress: Callable[[int, int], None] | None = None) -> Engine:
+                max_visual_tokens: int, progress: Callable[[int, int], None] | None = None,
+                weights: str = "float") -> Engine:
     """An engine for batches of questions."""
     config = EngineConfig(max_batch=batch, max_visual_tokens=max_visual_tokens,
-                          max_text_tokens=PROMPT_TOKENS + max_new_tokens)
+                          max_text_tokens=PROMPT_TOKENS + max_new_tokens, weights=weights)
     return Engine(checkpoint_folder(path), dtype=dtype, config=config, progress=progress)
 
 

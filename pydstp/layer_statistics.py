@@ -1,0 +1,151 @@
+"""What the decoder layer before the pruning point says about the visual tokens of a prompt.
+
+Attention comes from single queries, or from all of them a block at a time: nothing here is as large
+as an attention map.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pydstp import ops
+from pydstp.kv_cache import ALL, KVCache
+from pydstp.models.plans import Context, DecodePlan
+
+_BLOCK_ROWS = 64  # queries whose attention exists at a time
+
+
+@dataclass
+class LayerStatistics:
+    """The statistics of `pydstp.pruning.base.STATISTICS` that come from the decoder.
+
+    Before the layer runs, `queries` says which of its queries have to be copied out; once it has
+    run, `collect` computes them.
+
+    Attributes:
+        needs: the names to compute; those of the vision tower are none of its business.
+        layer_idx: the layer before the pruning point, -1 where there is none.
+        slots: [n] int64 of the new rows, in prompt order.
+        visual: [num_visual] int64, the rows that are visual tokens, of which a picture has
+            lengths[i].
+        workspace: of `ops.attention_workspace`.
+    """
+
+    needs: frozenset[str]
+    layer_idx: int
+    cache: KVCache
+    seq_idx: int
+    slots: Tensor
+    visual: Tensor
+    lengths: list[int]
+    workspace: Tensor
+    ctx: Context
+
+    def __post_init__(self) -> None:
+        ends = self.visual[torch.tensor(self.lengths).cumsum(0) - 1]  # last rows of the pictures
+        self._queries: dict[str, list[tuple[int | slice, Tensor]]] = {}
+        if "attention_row" in self.needs:
+            self._queries["attention_row"] = [(len(self.slots) - 1, self._room())]
+        if "picture_row" in self.needs:
+            self._queries["picture_row"] = [(row, self._room()) for row in ends.tolist()]
+        if "received_attention" in self.needs:
+            self._queries["received_attention"] = [(slice(None), self._room(len(self.slots)))]
+
+    def _room(self, *shape: int) -> Tensor:
+        """[*shape, num_heads, head_dim]"""
+        geometry = self.cache.geometry
+        return self.cache.visual.new_empty(*shape, geometry.num_heads, geometry.head_dim)
+
+    @property
+    def queries(self) -> list[tuple[int | slice, Tensor]]:
+        """Rows whose query is needed, and where to leave it."""
+        return [pair for pairs in self._queries.values() for pair in pairs]
+
+    def collect(self, x: Tensor) -> dict[str, Tensor]:
+        """Everything needed, by name; x [n, hidden_size] has left layer `layer_idx`."""
+        end = int(self.visual[-1]) + 1
+        compute: dict[str, Any] = {
+            "attention_row": self._attention_row, "picture_row": self._picture_row,
+            "received_attention": self._received_attention,
+            "key_norms": lambda: self._key_norms(self.slots[self.visual]),
+            "text_key_norms": lambda: self._key_norms(self.slots[end:]),
+            "text_states": lambda: x[end:]}
+        return {name: of() for name, of in compute.items() if name in self.needs}
+
+    def _attention_row(self) -> Tensor:
+        (row, query), = self._queries["attention_row"]
+        return self._row(row, query)[self.slots[self.visual]]
+
+    def _picture_row(self) -> Tensor:
+        rows = [self._row(row, query) for row, query in self._queries["picture_row"]]
+        slots = self.slots[self.visual].split(self.lengths)
+        return torch.cat([row[some] for row, some in zip(rows, slots, strict=True)])
+
+    def _row(self, row: int, query: Tensor) -> Tensor:
+        """[visual_capacity] fp32: attention of one row over all that came with and before it."""
+        cache, s, heads = self.cache, self.seq_idx, self.cache.geometry.num_heads
+        seen = self._context(int(cache.prompt_order[s, self.slots[row]]) + 1)
+        is_text = seen >= cache.geometry.visual_capacity
+        text_len, visible_len = cache.text_len.clone(), cache.visible_len.clone()
+        text_len[s], visible_len[s, ALL] = is_text.sum(), (~is_text).sum()  # lists are in order
+        probs = torch.zeros_like(cache.shift.probs)
+        monitor = ops.Monitor(
+            probs=probs, base_mask=None, norm=torch.ones(len(probs), dtype=torch.int32),
+            head_weights=probs.new_full((len(probs), heads), 1 / heads),
+            layer_weights=probs.new_ones(len(probs), cache.geometry.num_layers))
+        groups = torch.full_like(cache.layer_to_group, ALL)
+        attention_probs(cache, s, query, self.layer_idx, monitor, self.workspace, self.ctx,
+                        layer_to_group=groups, text_len=text_len, visible_len=visible_len)
+        return probs[s]
+
+    def _context(self, end: int) -> Tensor:
+        """[num_slots] int64 in prompt order: what the layer has seen below order `end`."""
+        return self.cache.context(self.seq_idx, self.cache.visible_slots(self.seq_idx, ALL), end)
+
+    def _keys(self, slots: Tensor) -> Tensor:
+        """[num_slots, num_kv_heads, head_dim] fp32."""
+        cache, layer = self.cache, self.layer_idx
+        rows = ops.gather_kv(cache.visual[layer], cache.text[layer], self.seq_idx, slots.int(),
+                             pool=self.ctx.pool)
+        return rows[:, 0].float()
+
+    def _key_norms(self, slots: Tensor) -> Tensor:
+        return self._keys(slots).abs().sum(dim=(1, 2))
+
+    def _received_attention(self) -> Tensor:
+        """[num_visual] fp32, from the softmax of a block of rows at a time."""
+        (_, queries), = self._queries["received_attention"]
+        num_tokens = int(self.cache.num_tokens[self.seq_idx])
+        context = self._context(num_tokens)
+        keys = self._keys(context).repeat_interleave(
+            queries.shape[1] // self.cache.geometry.num_kv_heads, dim=1)
+        received = keys.new_zeros(len(context))
+        for rows in torch.arange(len(queries)).split(_BLOCK_ROWS):
+            self.ctx.check()
+            logits = torch.einsum("rhd,chd->hrc", queries[rows].float(), keys)
+            logits *= queries.shape[-1] ** -0.5
+            order = self.cache.prompt_order[self.seq_idx]
+            later = order[context] - order[self.slots[rows]][:, None]
+            probs = logits.masked_fill_(later > 0, -torch.inf).softmax(dim=-1)
+            received += probs.masked_fill_(later == 0, 0.0).mean(dim=0).sum(dim=0)
+        own = torch.isin(context, self.slots[self.visual])
+        return received[own] / (num_tokens - 1)
+
+
+def attention_probs(cache: KVCache, seq_idx: int, query: Tensor, layer_idx: int,
+                    monitor: ops.Monitor, workspace: Tensor, ctx: Context, *,
+                    layer_to_group: Tensor, text_len: Tensor, visible_len: Tensor) -> None:
+    """Add the attention of one query, [num_heads, head_dim], over lists of the cache to `monitor`.
+
+    The lists are those of the cache, as long as visible_len and text_len say.
+    """
+    plan = DecodePlan(
+        seq_idx_rows=torch.tensor([seq_idx], dtype=torch.int32), slot_idx=torch.empty(0),
+        visible_indices=cache.visible_indices, visible_len=visible_len,
+        layer_to_group=layer_to_group, text_len=text_len, workspace=workspace)
+    ops.attention_probs(query.unsqueeze(0), cache.visual[layer_idx], cache.text[layer_idx],
+                        monitor=monitor, **plan.reads(layer_idx, query.shape[-1], ctx))
