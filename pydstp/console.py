@@ -89,10 +89,12 @@ def summary(generation: Generation) -> str:
              f"each; prompt of {generation.prompt_tokens} tokens, "
              f"{generation.visual_tokens} of them visual ({generation.finish_reason})"]
     if (shift := generation.shift) is not None and shift.kept < shift.num_visual:
+        swaps = f", {shift.triggers} swaps" if shift.policy == "dstp" else ""
         lines.append(f"{shift.method}: kept {shift.kept} of {shift.num_visual} visual tokens; "
-                     f"{shift.mean_visible:.0%} read per step, {shift.triggers} times brought back")
+                     f"{shift.mean_visible:.0%} read per step{swaps}")
+    is_wanted = shift is not None and shift.method == "resize"
     for number, image in enumerate(generation.images, 1):
-        if image.shrunk:
+        if image.shrunk and not is_wanted:
             lines.append(f"note: picture {number} was shrunk from {size(image.original_size)} to "
                          f"{size(image.resized)} pixels; --max-pixels (for tiles --max-tiles) sets "
                          f"the limit")
