@@ -48,8 +48,8 @@ sanitize: $(VENV)/.dev
 	tests/run_sanitized.sh $(RUN)
 
 bench: $(VENV)/.dev $(VENV)/.built
-	$(RUN) -m benchmarks.make_random_checkpoint build/random-2b
-	$(RUN) -m benchmarks.bench_generate build/random-2b
+	mkdir -p build
+	$(RUN) -m pydstp bench --shape qwen3-vl-2b --folder build --against transformers
 
 clean:
 	rm -rf $(VENV) build

@@ -68,7 +68,8 @@ def product_turns(options: argparse.Namespace, matrix: str, num_rows: int) -> di
     x = torch.randn(num_rows, in_features).bfloat16()
     weights: dict[str, list[Any]] = {BF16: [], INT8: []}
     while sum(weight.nbytes for weight in weights[INT8]) < size:
-        numbers = torch.empty(out_features, in_features, dtype=torch.bfloat16).normal_()
+        numbers = ops.empty_in_huge_pages(out_features, in_features, dtype=torch.bfloat16)
+        numbers.normal_()
         held = ops.QuantisedMatrix.allocate(out_features, in_features)
         ops.quantise_rows(numbers, held, pool=pool)
         weights[INT8].append(held)
@@ -83,7 +84,8 @@ def product_turns(options: argparse.Namespace, matrix: str, num_rows: int) -> di
         seconds = time.perf_counter() - started
         return sum(weight.nbytes for weight in weights[kind]) / seconds / 1e9
 
-    return {READ: lambda: common.read_bandwidth_gb_s(options.threads, size, 1),
+    probe = common.read_probe(size)
+    return {READ: lambda: common.read_gb_s(probe, options.threads),
             BF16: lambda: run(BF16), INT8: lambda: run(INT8)}
 
 
@@ -112,8 +114,8 @@ def step_row(options: argparse.Namespace) -> dict[str, Any]:
         num_bytes: dict[str, int] = {}
         turns = {kind: _steps(engine, options, kind, num_bytes)
                  for kind, engine in ((BF16, in_bf16), (INT8, in_int8))}
-        size = options.pool_mib << 20
-        turns[READ] = lambda: common.read_bandwidth_gb_s(options.threads, size, 1)
+        probe = common.read_probe(options.pool_mib << 20)
+        turns[READ] = lambda: common.read_gb_s(probe, options.threads)
         found = take_turns(turns, options.repeats)
     reads = found.pop(READ)
     speeds = {kind: [num_bytes[kind] / ms / 1e6 for ms in found[kind]] for kind in found}

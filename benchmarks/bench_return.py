@@ -91,7 +91,8 @@ def run_steps(cache: FilledCache, batch: int, num_visual: int, params: Selection
 def case_rows(cache: FilledCache, rates: Rates, case: tuple[int, int],
               options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per setting."""
-    from benchmarks.shift_harness import Cost, interleave, ratios
+    from benchmarks.shift_harness import interleave, ratios
+    from pydstp.cost import Cost
 
     found = interleave({name: partial(run_steps, cache, *case, params, options.steps)
                         for name, params in settings(options).items()},

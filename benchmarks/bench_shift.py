@@ -118,14 +118,15 @@ def measure(engine: Engine, options: argparse.Namespace,
 
 def first_tokens(engine: Engine, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Pictures through the whole path, then random rows in place of the vision tower's."""
-    from benchmarks.bench_generate import draw_picture
     from benchmarks.shift_parts import first_token_rows
     from pydstp import PruningConfig
+    from pydstp.bench.settings import parse_size
+    from pydstp.bench.turns import draw_picture
 
     with tempfile.TemporaryDirectory() as folder:
         pictures: list[Path | int] = [Path(folder) / f"{size}.png" for size in options.size]
         for path, size in zip(pictures, options.size, strict=True):
-            draw_picture(path, size)
+            draw_picture(path, parse_size(size))
         return _cases(engine, options, [*pictures, *options.rows],
                       lambda picture, rates: first_token_rows(
                           engine, rates, picture,

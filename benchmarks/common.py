@@ -8,18 +8,21 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pydstp.bench.spreads import show, spread
 from pydstp.experiments.record import environment, markdown_table, num_processors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 __all__ = ["environment", "markdown_table", "num_processors", "peak_rss_bytes",
-           "read_bandwidth_gb_s", "show", "spread", "start_again", "thread_environment",
-           "write_result"]
+           "read_bandwidth_gb_s", "read_gb_s", "read_probe", "show", "spread", "start_again",
+           "thread_environment", "write_result"]
 
 
 def thread_environment(num_threads: int) -> dict[str, str]:
@@ -36,42 +39,37 @@ def start_again(module: str, num_threads: int) -> None:
         os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], wanted)
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, smallest and largest of repeated measurements."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values),
-            "count": len(values)}
-
-
-def show(numbers: dict[str, float] | None, digits: int = 0) -> str:
-    """`59 (57-63)`: a median with the smallest and the largest value, for a table."""
-    if numbers is None:
-        return "-"
-    low, high = (f"{numbers[key]:,.{digits}f}" for key in ("min", "max"))
-    return f"{numbers['median']:,.{digits}f}" + (f" ({low}-{high})" if low != high else "")
-
-
 def peak_rss_bytes() -> int:
     """The largest resident size of this process so far, mapped files included."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def read_bandwidth_gb_s(num_threads: int, size_bytes: int = 1 << 30, passes: int = 5) -> float:
-    """Bytes per second that `num_threads` threads read from memory, in GB/s (median of passes).
+    """Bytes per second that `num_threads` threads read from memory, in GB/s (median of passes)."""
+    data = read_probe(size_bytes)
+    return statistics.median(read_gb_s(data, num_threads) for _ in range(passes))
 
-    The sum of a tensor far larger than the last cache is limited by nothing else.
-    """
+
+def read_probe(size_bytes: int) -> Tensor:
+    """Memory for `read_gb_s`, far larger than the last cache and in the same pages as weights."""
+    import torch
+
+    from pydstp import ops
+
+    return ops.empty_in_huge_pages(size_bytes // 4, dtype=torch.float32).fill_(1)
+
+
+def read_gb_s(data: Tensor, num_threads: int) -> float:
+    """GB/s of one pass: the sum of so many numbers is limited by nothing but the memory."""
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
-    data = torch.ones(size_bytes // 4)
-    times = []
-    for _ in range(passes + 1):
-        started = time.perf_counter()
-        data.sum()
-        times.append(time.perf_counter() - started)
+    started = time.perf_counter()
+    data.sum()
+    seconds = time.perf_counter() - started
     torch.set_num_threads(before)
-    return size_bytes / statistics.median(times[1:]) / 1e9
+    return data.nbytes / seconds / 1e9
 
 
 def write_result(name: str, record: dict[str, Any], markdown: str) -> Path:

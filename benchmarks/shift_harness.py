@@ -1,4 +1,4 @@
-"""What bench_shift stands on: a cache that is filled without a prompt, and a cost model.
+"""What bench_shift stands on: a cache that is filled without a prompt, and rates.
 
 The hooks reach into the engine on purpose. Decode speed does not depend on what the keys and values
 say, so random ones serve, and 16k visual tokens need no hour of prefill.
@@ -18,17 +18,16 @@ import numpy as np
 import torch
 
 from benchmarks import common
-from pydstp import Engine, SamplingParams, SelectionParams, ops
-from pydstp.chat import EncodedPrompt
+from pydstp import Engine, SelectionParams, cost, ops
+from pydstp.bench import filled_cache
+from pydstp.cost import Cost
+from pydstp.cost_model import CostModel
 from pydstp.generation import Timings
 from pydstp.image import ProcessedImage
 from pydstp.models.gemm import gemm
 from pydstp.models.qwen3_vl_vision import VisionOutput
-from pydstp.selection import Progress
 from pydstp.sequence import Sequence
 
-PROMPT_TEXT_TOKENS = 64
-FIRST_ID = 1000  # of the tokens that are fed; which ones does not matter
 GEMM_ROWS = 512  # of the product that the GEMM rate is taken from
 T = TypeVar("T")
 
@@ -47,68 +46,8 @@ class Step:
     logits: np.ndarray | None
 
 
-class RandomAnchor:
-    """Stands in for a prefill: the anchor of a prompt that never ran."""
-
-    def __init__(self, seq_idx: int, base: torch.Tensor) -> None:
-        self._seq_idx, self._base = seq_idx, base.long()
-
-    def watch_anchor(self, monitor: ops.Monitor) -> None:
-        """Some distribution over the base set."""
-        monitor.probs[self._seq_idx, self._base] = torch.randn(len(self._base)).softmax(0)
-
-
-class FilledCache:
-    """Sequences of an engine whose prompts are random keys and values.
-
-    Every sequence reads the same rows of the arenas, whatever it shows of them: they are written
-    once, for all lengths and all settings that are compared.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self._cache, self._runner = engine._cache, engine._runner
-        for arena in (self._cache.visual, self._cache.text):
-            arena[0].normal_()
-            for layer in arena[1:]:
-                layer.copy_(arena[0])
-
-    def start(self, num_visual: int, selection: SelectionParams) -> Sequence:
-        """A sequence behind its prompt: pruned at random, its policy set up, its reserve there."""
-        cache, geometry = self._cache, self._cache.geometry
-        seq = Sequence(EncodedPrompt([], "", []), [], SamplingParams(), (), (0, 0), None,
-                       progress=Progress(selection))
-        seq.progress.expect(geometry.num_layers, geometry.num_heads)
-        seq.seq_idx = s = cache.acquire()
-        is_visual = torch.zeros(num_visual + PROMPT_TEXT_TOKENS, dtype=torch.bool)
-        is_visual[PROMPT_TEXT_TOKENS // 2:][:num_visual] = True
-        cache.append(s, is_visual)
-        if selection.pruning is not None:
-            kept = selection.pruning.budget(num_visual)
-            order = torch.randperm(num_visual, generator=selection.pruning.generator())
-            cache.prune(s, order[kept:], 0)
-        anchor = RandomAnchor(s, cache.shift.base_indices[s, :int(cache.shift.base_len[s])])
-        self._runner.expect([seq])
-        self._runner._shift.begin(seq, anchor)
-        self._runner._returns.begin(seq)
-        seq.next_position = PROMPT_TEXT_TOKENS + math.isqrt(num_visual)
-        seq.new_ids.append(FIRST_ID)
-        return seq
-
-    @property
-    def weight_bytes(self) -> int:
-        """Weights that a step reads, whatever its batch."""
-        return self._runner._weight_bytes
-
-    def decode(self, sequences: list[Sequence]) -> np.ndarray:
-        """One decode step of a batch, and the next tokens; returns the logits."""
-        logits = self._runner.decode(sequences)
-        for seq in sequences:
-            seq.new_ids.append(FIRST_ID + len(seq.new_ids))
-        return logits
-
-    def release(self, seq: Sequence) -> None:
-        """Give its place in the cache back."""
-        self._cache.release(seq.seq_idx)
+class FilledCache(filled_cache.FilledCache):
+    """The same, its steps measured one by one."""
 
     def step(self, seq: Sequence) -> Step:
         """One decode step and the next token; what the scheduler does for one request."""
@@ -244,10 +183,10 @@ class Rates:
             times.append(time.perf_counter() - started)
         self.gemm_gflop_s.append(2e-9 * GEMM_ROWS * weight.numel() / min(times))
 
-    def predict_ms(self, cost: Cost) -> float:
+    def predict_ms(self, work: Cost) -> float:
         """Bytes over the read bandwidth and operations over the GEMM rate."""
-        return (cost.num_bytes / statistics.median(self.read_gb_s) / 1e6
-                + cost.flops / statistics.median(self.gemm_gflop_s) / 1e6)
+        rates = cost.Rates(statistics.median(self.read_gb_s), statistics.median(self.gemm_gflop_s))
+        return rates.ms(work)
 
     def to_dict(self) -> dict[str, Any]:
         """For the record."""
@@ -255,33 +194,6 @@ class Rates:
                 "gemm_gflop_s": common.spread(self.gemm_gflop_s)}
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What cannot be avoided: bytes to read, and floating point operations of many rows."""
-
-    num_bytes: float = 0.0
-    flops: float = 0.0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.num_bytes + other.num_bytes, self.flops + other.flops)
-
-
-def vision_cost(engine: Engine, num_visual: int) -> Cost:
-    """The vision tower on one picture."""
-    visual, config = engine._runner.model.visual, engine.model_config.vision
-    patches = num_visual * config.merge_unit
-    merged = _matrix_size(visual.merger) + _matrix_size(visual.deepstack_merger_list)
-    linear = 2 * (patches * _matrix_size(visual.blocks) + num_visual * merged)
-    return Cost(flops=linear + 4 * config.depth * config.hidden_size * patches**2)
-
-
-def decoder_cost(engine: Engine, rows: float, seen: float) -> Cost:
-    """All layers of the decoder, for rows that look at so many rows each."""
-    text = engine.model_config.text
-    matrices = _matrix_size(engine._runner.model.language_model.layers)
-    width = text.num_layers * text.num_heads * text.head_dim
-    return Cost(flops=rows * (2 * matrices + 4 * width * seen))
-
-
-def _matrix_size(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters() if p.dim() > 1)
+def cost_model(engine: Engine) -> CostModel:
+    """What the engine's model must read and compute."""
+    return CostModel(engine.model_config, engine.dtype.itemsize, engine._runner._weight_bytes)

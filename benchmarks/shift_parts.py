@@ -12,20 +12,19 @@ import numpy as np
 
 from benchmarks import common
 from benchmarks.shift_harness import (
-    Cost,
     FilledCache,
     RandomRows,
     Rates,
     Step,
     TowerOncePerTurn,
-    decoder_cost,
+    cost_model,
     interleave,
     random_picture,
     ratios,
-    vision_cost,
     vision_hook,
 )
 from pydstp import DSTP, Engine, Generation, PruningConfig, SamplingParams, SelectionParams
+from pydstp.cost import Cost
 
 PROMPT = "Describe this picture in detail: what is shown, where it is, and which colours it has."
 FULL, BASE = "all tokens", "pruned"
@@ -160,13 +159,14 @@ def first_token_costs(engine: Engine, setting: str, answer: Generation, *,
     total, kept = answer.visual_tokens, answer.shift.kept
     num_text = answer.prompt_tokens - total
     rows = kept + num_text
-    first = decoder_cost(engine, rows, rows / 2)
+    model = cost_model(engine)
+    first = model.prefill(rows)
     if has_tower:
-        first += vision_cost(engine, total)
+        first += model.vision(total)
     if answer.shift.method == "divprune":
         first += Cost(4.0 * kept * total * engine.model_config.text.hidden_size)
     second = Cost(answer.shift.bytes_per_token)
-    side = decoder_cost(engine, total - kept, (num_text + total) / 2)
+    side = model.prefill(total - kept, (num_text + total) / 2)
     if setting == "side":
         first += side
     elif setting == "lazy":

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from benchmarks.shift_harness import Cost, FilledCache, Rates, Step, interleave, ratios
+from benchmarks.shift_harness import FilledCache, Rates, Step, interleave, ratios
 from benchmarks.shift_parts import BASE, FULL, pruned, run_steps
 from pydstp import DSTP, SelectionParams
+from pydstp.cost import Cost
 
 APPLIES = ("next", "redo")
 LONGEST_WINDOW = 2  # steps of a replayed swap; in a longer one every step costs the same

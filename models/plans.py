@@ -49,7 +49,7 @@ class PrefillPlan:
     mask: [num_tokens, num_context] bool in its place, True where row i sees slot j: any pattern, at
     the library's speed.
     queries: per layer, rows whose query is copied out, and where to, [num_heads, head_dim]; a slice
-    of rows goes to [num_rows, num_heads, head_dim].
+    or indices of rows go to [num_rows, num_heads, head_dim].
     """
 
     seq_idx: int
@@ -58,7 +58,9 @@ class PrefillPlan:
     context_slots: Tensor | None = None
     visible_len: Tensor | None = None
     mask: Tensor | None = None
-    queries: Mapping[int, Sequence[tuple[int | slice, Tensor]]] = field(default_factory=dict)
+    queries: Mapping[int, Sequence[tuple[int | slice | Tensor, Tensor]]] = field(
+        default_factory=dict
+    )
 
     def linear(self, x: Tensor, weight: Tensor | ops.QuantisedMatrix, ctx: Context) -> Tensor:
         """x: [num_tokens, in_features] -> [num_tokens, out_features]."""

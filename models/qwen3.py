@@ -49,14 +49,21 @@ class Attention(nn.Module):
         self, x: Tensor, layer_idx: int, cos_sin: Tensor, cache: KVArenas, plan: Plan, ctx: Context
     ) -> Tensor:
         """x: [num_tokens, hidden_size] -> same shape; stores the K/V of its rows in the cache."""
+        q, k, v = self.project(x, layer_idx, cos_sin, cache, plan, ctx)
+        out = plan.attend(q, k, v, cache, layer_idx, ctx)
+        return self.o_proj(out.reshape(len(x), -1), plan, ctx)
+
+    def project(
+        self, x: Tensor, layer_idx: int, cos_sin: Tensor, cache: KVArenas, plan: Plan, ctx: Context
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of x, [num_tokens, heads, head_dim]; stores the last two."""
         qkv = self.qkv_proj(x, plan, ctx)
         norms = self.q_norm.weight, self.k_norm.weight
         ops.qk_norm_rope(qkv, *norms, cos_sin, **self.qk_norm_options, pool=ctx.pool)
         q, k, v = qkv.view(len(x), -1, self.head_dim).split(self.num_heads_of_parts, dim=1)
         arenas = cache.visual[layer_idx], cache.text[layer_idx]
         ops.store_kv(k, v, *arenas, plan.seq_idx_rows, plan.slot_idx, pool=ctx.pool)
-        out = plan.attend(q, k, v, cache, layer_idx, ctx)
-        return self.o_proj(out.reshape(len(x), -1), plan, ctx)
+        return q, k, v
 
 
 class DecoderLayer(nn.Module):
@@ -149,6 +156,24 @@ class Decoder(nn.Module):
         if behind is not None:
             ops.perform(x.add_, behind)
         return x
+
+    def queries(
+        self,
+        x: Tensor,
+        layer_idx: int,
+        *,
+        cos_sin: Tensor,
+        cache: KVArenas,
+        plan: Plan,
+        ctx: Context,
+    ) -> Tensor:
+        """What rows about to enter a layer will ask there: [num_tokens, num_heads, head_dim].
+
+        Their K/V of that layer are in the cache then; the layer itself does not run.
+        """
+        layer = self.layers[layer_idx]
+        normed = layer.input_layernorm(x, ctx)
+        return layer.self_attn.project(normed, layer_idx, cos_sin, cache, plan, ctx)[0]
 
     def logits(self, x: Tensor, ctx: Context) -> Tensor:
         """x: [num_rows, hidden_size], the rows asked for -> [num_rows, vocab_size] fp32.

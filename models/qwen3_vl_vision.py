@@ -4,16 +4,17 @@ Rows of every tensor here are patches in merge-block order: the patches of one v
 stand next to each other, images one after the other.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pydstp import ops
 from pydstp.models.attention import attend
 from pydstp.models.config import VisionConfig
 from pydstp.models.gemm import Dense, gemm
 from pydstp.models.plans import Context
-from pydstp.models.vision_positions import axial_rotary, interpolated_positions, rotate
+from pydstp.models.vision_positions import axial_rotary, interpolated_positions
 from pydstp.models.vision_statistics import attention_received, mean_keys
 from pydstp.models.visual_tokens import VisionOutput, block_index
 
@@ -45,14 +46,16 @@ class VisionAttention(nn.Module):
 
     def forward(self, x: Tensor, cos_sin: Tensor, segments: list[int], ctx: Context) -> Tensor:
         """x: [num_patches, hidden_size], segments: patches of each image -> same shape as x."""
-        out = attend(*self.project(x, cos_sin), segments=segments, pool=ctx.pool)
+        out = attend(*self.project(x, cos_sin, ctx), segments=segments, pool=ctx.pool)
         return self.proj(out.flatten(1))
 
-    def project(self, x: Tensor, cos_sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, cos_sin: Tensor, ctx: Context) -> tuple[Tensor, ...]:
         """x: [num_patches, hidden_size] -> q, k, v: [num_patches, num_heads, head_dim]; q and k
-        are rotated."""
-        q, k, v = self.qkv(x).view(len(x), 3, self.num_heads, -1).unbind(1)
-        return rotate(q, cos_sin), rotate(k, cos_sin), v
+        are rotated, with angles in fp32 whatever the dtype."""
+        qkv, heads = self.qkv(x), self.num_heads
+        ops.qk_norm_rope(qkv, None, None, cos_sin, num_heads=heads, num_kv_heads=heads, eps=0.0,
+                         pool=ctx.pool, float_angles=True)
+        return qkv.view(len(x), 3, heads, -1).unbind(1)
 
 
 class VisionMLP(nn.Module):
@@ -89,11 +92,11 @@ class VisionBlock(nn.Module):
         cos_sin: Tensor,
         segments: list[int],
         merge_unit: int,
-        check: Callable[[], None],
+        ctx: Context,
     ) -> tuple[Tensor, Tensor]:
         """Attention received and keys of every visual token, see `VisionOutput`; x as `forward`."""
-        q, k, _ = self.attn.project(self.norm1(x), cos_sin)
-        return attention_received(q, k, segments, merge_unit, check), mean_keys(k, merge_unit)
+        q, k, _ = self.attn.project(self.norm1(x), cos_sin, ctx)
+        return attention_received(q, k, segments, merge_unit, ctx.check), mean_keys(k, merge_unit)
 
 
 class PatchMerger(nn.Module):
@@ -151,7 +154,7 @@ class VisionTower(nn.Module):
         for block_idx, block in enumerate(self.blocks):
             ctx.check()
             if block_idx == observed:
-                seen = block.observe(x, cos_sin, segments, self.config.merge_unit, ctx.check)
+                seen = block.observe(x, cos_sin, segments, self.config.merge_unit, ctx)
             x = block(x, cos_sin, segments, ctx)
             if block_idx in taps:
                 deepstack.append(self.deepstack_merger_list[taps.index(block_idx)](x))

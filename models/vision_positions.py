@@ -59,13 +59,3 @@ def axial_rotary(grids: Sequence[tuple[int, int]], config: VisionConfig) -> Tens
         images.append(merge_block_order(angles, config.spatial_merge_size))
     angles = torch.cat(images)
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
-
-
-def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
-    """Rotate-half rope over the whole head, in fp32 whatever the dtype.
-
-    x: [num_patches, num_heads, head_dim], cos_sin: [num_patches, head_dim] fp32 -> like x.
-    """
-    cos, sin = cos_sin.unsqueeze(1).chunk(2, dim=-1)
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)

@@ -63,7 +63,7 @@ class StepAccount:
         """What joined the attention of each layer, and the key sketch that chose it."""
         sketch_bytes = returns.sketches[0].slot_bytes or self._row_bytes // 2
         for row, seq in enumerate(sequences):
-            s, first = seq.seq_idx, self._cache.first_layer[seq.seq_idx]
+            s, first = seq.seq_idx, self._cache.last_stage(seq.seq_idx)
             num_layers = int((returns.max_returned[first:, s] > 0).sum())
             if not num_layers:
                 continue

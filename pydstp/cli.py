@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydstp import __version__
+from pydstp.cli_bench import add_bench_command
 from pydstp.cli_experiments import add_experiment_commands
 from pydstp.cli_selection import add_selection_flags, selection_of
 from pydstp.console import (
@@ -126,6 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.set_defaults(run=run_inspect)
     demo = add_demo(commands)
     add_experiment_commands(commands)
+    add_bench_command(commands)
     for command in (generate, chat, demo):
         add_engine_flags(command)
     return parser

@@ -1,4 +1,4 @@
-"""What `pydstp eval`, `pydstp calibrate` and `pydstp analyze` do.
+"""What `pydstp calibrate` and `pydstp analyze` do.
 
 Tables go to stdout, progress to stderr, records into files. Everything that the flags can say
 wrongly is said before a model is loaded.
@@ -7,11 +7,9 @@ wrongly is said before a model is loaded.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydstp.cli_selection import pruning_of, shift_of
@@ -20,91 +18,10 @@ from pydstp.errors import OptionError
 
 if TYPE_CHECKING:
     from pydstp.experiments.runs import Asker
-    from pydstp.experiments.settings import Setting
     from pydstp.pruning import PruningConfig
     from pydstp.shift import DSTP
 
 EXIT_OK = 0
-
-
-def run_eval(options: argparse.Namespace) -> int:
-    """`pydstp eval`."""
-    from pydstp.experiments import evaluation
-    from pydstp.experiments.record import write_json
-    from pydstp.experiments.runs import Questions
-
-    questions = Questions(options.task, options.n, options.seed)
-    settings = _settings(options)
-    if options.pareto is not None:
-        _prepare_figure(options.pareto)
-    record = _start_record(options, "--json", options.json)
-    rows = record["rows"] = []
-    try:
-        with _asker(options, len(settings) * options.n) as asker:
-            measure = evaluation.Evaluation(questions, asker, options.timed, options.reserve,
-                                            record["checkpoint_sha256"])
-            for row in measure.rows(settings):
-                rows.append(row)
-                if options.json is not None:
-                    write_json("--json", Path(options.json), record)
-                _progress(f"{len(rows)} of {len(settings)}: {evaluation.one_line(row)}")
-    finally:  # what was measured is shown, whatever ends it
-        _print_rows(rows)
-    if options.pareto is not None:
-        from pydstp.experiments.plots import plot_pareto
-
-        say("the front of accuracy against visible tokens:")
-        _print_rows(plot_pareto(rows, Path(options.pareto)))
-    return EXIT_OK
-
-
-def _progress(text: str) -> None:
-    """A line on stderr, above the bar."""
-    from tqdm import tqdm
-
-    tqdm.write(text, file=sys.stderr)
-
-
-def _settings(options: argparse.Namespace) -> list[Setting]:
-    """The rows that the flags of `eval` ask for."""
-    from pydstp.config import require_int
-    from pydstp.experiments import settings
-    from pydstp.experiments.startup import count_layers
-    from pydstp.selection import SelectionParams
-
-    methods = settings.parse_methods(options.methods)
-    ratios = settings.parse_ratios(options.ratios)
-    policies = settings.parse_policies(options.shift)
-    layer, num_layers = options.fastv_layer, count_layers(options.model)
-    if layer is None:
-        layer = settings.default_fastv_layer(num_layers)
-    require_int("--fastv-layer", layer, 1, num_layers - 1)
-    if options.pareto is not None:
-        rows = settings.pareto(methods, ratios, layer)
-    elif options.sketch_sweep:
-        rows = settings.sketch_sweep(methods, ratios, layer)
-    else:
-        rows = settings.grid(methods, ratios, policies, layer)
-        rows += settings.ablation(methods, ratios, layer) if options.ablation else []
-    for row in rows:
-        SelectionParams(row.pruning, row.shift, options.reserve)  # refuses what cannot run
-    return settings.unique(rows)
-
-
-def _prepare_figure(path: str) -> None:
-    from pydstp.experiments.plots import require_matplotlib
-    from pydstp.experiments.record import require_writable
-
-    require_matplotlib()
-    require_writable("--pareto", path)
-
-
-def _print_rows(rows: list[dict[str, Any]]) -> None:
-    from pydstp.experiments.evaluation import HEADER, cells
-    from pydstp.experiments.record import markdown_table
-
-    if rows:
-        write(iter([markdown_table(HEADER, [cells(row) for row in rows])]))
 
 
 def run_calibrate(options: argparse.Namespace) -> int:
@@ -121,7 +38,7 @@ def run_calibrate(options: argparse.Namespace) -> int:
                       for text in options.layers.split(",")]
         for layers in layer_sets:
             replace(shift, monitor_layers=layers).watched_layers(
-                num_layers, pruning.pruner.act_before)
+                num_layers, pruning.pruner.stages(num_layers)[-1])
     record = _start_record(options, "--output", options.output)
     with _asker(options, None) as asker:
         job = calibration.Calibration(asker, questions, pruning, shift, target, num_layers,

@@ -1,48 +1,21 @@
-"""The flags of `pydstp eval`, `pydstp calibrate` and `pydstp analyze`."""
+"""The flags of `pydstp calibrate` and `pydstp analyze`; those of `eval` are in `cli_eval`."""
 
 from __future__ import annotations
 
 import argparse
 
-from pydstp.cli_experiment_runs import run_analyze, run_calibrate, run_eval
+from pydstp.cli_eval import add_eval
+from pydstp.cli_experiment_runs import run_analyze, run_calibrate
 from pydstp.cli_selection import add_selection_flags
+from pydstp.cli_tables import run_tables
 
 
 def add_experiment_commands(commands: argparse._SubParsersAction) -> None:
-    """Add the three commands; each stores the function that runs it as `run`."""
-    _add_eval(commands)
+    """Add the commands; each stores the function that runs it as `run`."""
+    add_eval(commands)
     _add_calibrate(commands)
     _add_analyze(commands)
-
-
-def _add_eval(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(
-        "eval", help="accuracy and cost of pruning methods and shift policies on a task")
-    command.add_argument("task", metavar="TASK", help="read, trail, locate or haystack")
-    command.add_argument("--methods", default="none,random,fastv,divprune,visionzip",
-                         metavar="NAMES", help="separated by commas (default: %(default)s)")
-    command.add_argument("--ratios", default="0.666,0.333,0.2,0.1", metavar="R,R",
-                         help="shares to keep, as decimals or fractions (default: %(default)s)")
-    command.add_argument("--shift", default="none,dstp,recommended", metavar="NAMES",
-                         help="none, dstp, recommended, sketch, visionpulse, dycoke, or files that "
-                         "`pydstp calibrate` wrote (default: %(default)s)")
-    command.add_argument("--ablation", action="store_true",
-                         help="also the paper's rows: triggers and swaps, at 0.333 kept")
-    command.add_argument("--sketch-sweep", action="store_true", help="instead of the grid: "
-                         "SketchReturn with one option changed at a time")
-    command.add_argument("--pareto", metavar="PNG", help="instead of the grid: sweep the options "
-                         "of DSTP for one method and ratio, and plot accuracy against cost")
-    command.add_argument("--fastv-layer", type=int, metavar="K", help="fastv and other methods "
-                         "inside the decoder prune before layer K; default: 1 in models under "
-                         "ten layers, else 2")
-    command.add_argument("--reserve", default="auto",
-                         choices=("auto", "full", "side", "lazy", "deferred"),
-                         help="when pruned tokens get keys and values (default: %(default)s)")
-    command.add_argument("--timed", type=int, default=8, metavar="N",
-                         help="answers that are timed alone per row (default: %(default)s)")
-    command.add_argument("--json", metavar="FILE", help="the record, written after every row")
-    _add_common_flags(command, n=1000)
-    command.set_defaults(run=run_eval)
+    _add_tables(commands)
 
 
 def _add_calibrate(commands: argparse._SubParsersAction) -> None:
@@ -85,6 +58,20 @@ def _add_analyze(commands: argparse._SubParsersAction) -> None:
     _add_common_flags(command, n=276)
     add_selection_flags(command)
     command.set_defaults(run=run_analyze, shift="dstp")
+
+
+def _add_tables(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "tables", help="the tables of the papers, measured here, beside their numbers")
+    command.add_argument("name", metavar="NAME", help="dstp-main, dstp-ablation, right-problem-1 "
+                         "to -6, right-problem-position, visionpulse-main, visionpulse-ablation "
+                         "or visionpulse-correlation")
+    command.add_argument("--output", metavar="FILE", help="FILE.json or FILE.md: both are written, "
+                         "and FILE.png where the table has a figure")
+    command.add_argument("--resume", action="store_true", help="keep what FILE.json holds already "
+                         "of the same questions, settings and weights")
+    _add_common_flags(command, n=200)
+    command.set_defaults(run=run_tables)
 
 
 def _add_common_flags(command: argparse.ArgumentParser, n: int) -> None:

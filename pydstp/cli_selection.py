@@ -35,6 +35,9 @@ def add_selection_flags(command: argparse.ArgumentParser) -> None:
     group.add_argument("--reserve", default="auto",
                        choices=("auto", "full", "side", "lazy", "deferred"),
                        help="when pruned tokens get keys and values (default: %(default)s)")
+    group.add_argument("--bypass", default="never", choices=("never", "auto"),
+                       help="auto drops pruning where it would make the answer slower "
+                       "(default: %(default)s)")
 
 
 def selection_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -43,7 +46,8 @@ def selection_of(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         OptionError: a flag without the one it belongs to, or a value its option does not take.
     """
-    return {"pruning": pruning_of(options), "shift": shift_of(options), "reserve": options.reserve}
+    return {"pruning": pruning_of(options), "shift": shift_of(options), "reserve": options.reserve,
+            "bypass": options.bypass}
 
 
 def pruning_of(options: argparse.Namespace) -> PruningConfig | None:

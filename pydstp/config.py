@@ -14,6 +14,7 @@ from pydstp.errors import OptionError, show
 DEFAULT_MAX_NEW_TOKENS = 1024
 CPU_MAX_PIXELS = 1_300_000
 FLOAT, INT8 = WEIGHTS = ("float", "int8")
+AUTO, CPU, CUDA = DEVICES = ("auto", "cpu", "cuda")
 _LARGEST_INT = 2**63 - 1
 _Class = TypeVar("_Class", bound=type)
 
@@ -75,6 +76,8 @@ class EngineConfig:
         weights: "float" holds them in the engine's dtype; "int8" holds the matrices of the decoder
             and its head in 8 bits, quantised as they are read, with one scale per row and 128
             columns, and everything else as before.
+        device: "cpu"; "auto", which is the CPU too so far; or "cuda", an NVIDIA GPU. The operations
+            have GPU versions, the engine does not run on them yet and says so.
     """
 
     max_batch: int = 4
@@ -87,6 +90,7 @@ class EngineConfig:
     max_tiles: int | None = None
     num_threads: int | None = None
     weights: Literal["float", "int8"] = FLOAT
+    device: Literal["auto", "cpu", "cuda"] = AUTO
 
     def __post_init__(self) -> None:
         require_int("max_batch", self.max_batch, 1, 1024)
@@ -104,6 +108,14 @@ class EngineConfig:
             require_int("num_threads", self.num_threads, 1, 1024)
         if not isinstance(self.weights, str) or self.weights not in WEIGHTS:
             raise OptionError(f"weights: expected 'float' or 'int8', got {show(self.weights)}")
+        if not isinstance(self.device, str) or self.device not in DEVICES:
+            raise OptionError(f"device: expected 'auto', 'cpu' or 'cuda', got {show(self.device)}")
+
+
+def with_given(config: EngineConfig, **options: Any) -> EngineConfig:
+    """The same with every option that is not None replaced."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return replace(config, **given)
 
 
 @names_unknown_options

@@ -25,11 +25,11 @@ def prepare_streams() -> None:
             stream.reconfigure(errors=errors)
 
 
-def loading_bar() -> Callable[[int, int], None]:
+def loading_bar(what: str = "loading") -> Callable[[int, int], None]:
     """A progress callback (tensors done, tensors in all): a bar, if stderr is a terminal."""
     from tqdm import tqdm
 
-    bar = tqdm(desc="loading", unit=" tensors", leave=False, delay=0.5, disable=None)
+    bar = tqdm(desc=what, unit=" tensors", leave=False, delay=0.5, disable=None)
 
     def update(done: int, total: int) -> None:
         bar.total = total

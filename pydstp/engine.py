@@ -12,9 +12,9 @@ from typing import Any
 
 from pydstp import ops
 from pydstp.chat import PICTURE_MARKS, ChatTemplate
-from pydstp.config import INT8, EngineConfig, SamplingParams
+from pydstp.config import CUDA, INT8, EngineConfig, SamplingParams, with_given
 from pydstp.conversation import Chat
-from pydstp.errors import CancelledError, CheckpointError, OptionError, PydstpError, show
+from pydstp.errors import CancelledError, CheckpointError, DeviceError, OptionError, PydstpError
 from pydstp.generation import CancelToken, Generation, one_reader
 from pydstp.image_processors import open_image_processor
 from pydstp.kv_cache import CacheGeometry, KVCache
@@ -40,44 +40,46 @@ class Engine:
 
     Args:
         path: a checkpoint folder (config.json, safetensors, tokenizer, chat template).
-        device: "auto" or "cpu".
+        device: "auto", "cpu" or "cuda"; given here it replaces the one of `config`.
         dtype: "auto" (bfloat16 from a billion parameters on, else float32), "bfloat16" or
             "float32".
         config: limits and resources.
         weights: "float" or "int8"; given here it replaces the one of `config`.
         pruning: how visual tokens are pruned at prefill, unless a request says otherwise.
         shift: the policy that says which tokens decoding reads, likewise.
-        reserve: when pruned tokens get their keys and values, see `SelectionParams`, likewise.
+        reserve, bypass: when pruned tokens get their keys and values, and whether the engine may
+            drop pruning that does not pay, see `SelectionParams`, likewise.
         progress: called as `progress(tensors_done, tensors_total)` while weights are read.
 
     Raises:
         CheckpointError, UnsupportedModelError: the folder cannot be used; the message says why.
         CapacityError: weights and cache do not fit into the memory that is available.
+        DeviceError: "cuda" was asked for and cannot be had; the message says what is missing.
 
     Calls from several threads are safe: each forward pass takes its turn. An engine installs no
     signal handlers and keeps no global state; several can live in one process. It holds memory
     and threads until `close()`, and works as a context manager.
     """
 
-    def __init__(self, path: str | PathLike[str], device: str = "auto", dtype: str = "auto",
+    def __init__(self, path: str | PathLike[str], device: str | None = None, dtype: str = "auto",
                  config: EngineConfig | None = None, *, weights: str | None = None,
                  pruning: PruningConfig | None = None, shift: Shift | None = None,
-                 reserve: str = "auto",
+                 reserve: str = "auto", bypass: str = "never",
                  progress: Callable[[int, int], None] | None = None) -> None:
-        if not isinstance(device, str) or device not in ("auto", "cpu"):
-            raise OptionError(f"device: expected 'auto' or 'cpu', got {show(device)}")
         require_type("config", config, EngineConfig)
         require_type("progress", progress, Callable)
-        self._selection = SelectionParams(pruning, shift, reserve)
-        config = config or EngineConfig()
-        self.config = config = config if weights is None else replace(config, weights=weights)
+        self._selection = SelectionParams(pruning, shift, reserve, bypass=bypass)
+        self.config = config = with_given(config or EngineConfig(), device=device, weights=weights)
+        gpu = ops.find_gpu() if config.device == CUDA else None
         checkpoint = open_checkpoint(path)
         self.model_config = VLMConfig.from_dict(checkpoint.config, str(checkpoint.config_path))
         self.dtype = resolve_dtype(checkpoint, dtype)
         geometry = _cache_geometry(self.model_config, config)
         check_memory(checkpoint, self.model_config, self.dtype, geometry.kv_bytes(self.dtype),
                      max_batch=config.max_batch, max_visual_tokens=config.max_visual_tokens,
-                     max_text_tokens=config.max_text_tokens, weights=config.weights)
+                     max_text_tokens=config.max_text_tokens, weights=config.weights, device=gpu)
+        if gpu is not None:
+            raise DeviceError("device: the engine runs on 'cpu' so far, only its ops on 'cuda'")
         tokenizer = Tokenizer.from_checkpoint(checkpoint.path)
         self.model_config = _with_token_ids(self.model_config, tokenizer, checkpoint)
         self._preparation = _open_preparation(checkpoint, self.model_config, tokenizer, config)
@@ -99,7 +101,7 @@ class Engine:
                  sampling: SamplingParams | list[SamplingParams] | None = None, *,
                  pruning: PruningConfig | None = ENGINE_DEFAULT,
                  shift: Shift | None = ENGINE_DEFAULT, reserve: str = ENGINE_DEFAULT,
-                 log_steps: bool | str = False,
+                 bypass: str = ENGINE_DEFAULT, log_steps: bool | str = False,
                  cancel: CancelToken | list[CancelToken | None] | None = None,
                  callback: TextCallback | None = None) -> Generation | list[Generation]:
         """Answer one prompt, or a list of prompts as a batch.
@@ -112,8 +114,8 @@ class Engine:
                 most `max_batch` at once. Pictures of a string come before its text; in messages,
                 each `{"type": "image"}` item takes the next one.
             sampling: one for all, or one per prompt.
-            pruning, shift, reserve: as for the engine; given here they replace what it was made
-                with. `pruning` and `shift` may be lists with one entry per prompt.
+            pruning, shift, reserve, bypass: as for the engine; they replace what it was made with.
+                `pruning` and `shift` may be lists with one entry per prompt.
             log_steps: keep a record of every decode step in `Generation.shift`; "attention" with
                 the watched attention.
             cancel: stops the request(s) from another thread.
@@ -130,14 +132,13 @@ class Engine:
         """
         self._check_open()
         require_type("callback", callback, Callable)
+        options = {"reserve": reserve, "bypass": bypass, "log_steps": log_steps}
         if not is_batch(prompt):
-            selection = self._selection.with_changes(pruning=pruning, shift=shift, reserve=reserve,
-                                                     log_steps=log_steps)
+            selection = self._selection.with_changes(pruning=pruning, shift=shift, **options)
             sequences = [self._preparation.request(prompt, image, sampling, cancel, selection)]
         else:
             selections = [
-                self._selection.with_changes(pruning=pruner, shift=policy, reserve=reserve,
-                                             log_steps=log_steps)
+                self._selection.with_changes(pruning=pruner, shift=policy, **options)
                 for pruner, policy in zip(spread("pruning", pruning, len(prompt)),
                                           spread("shift", shift, len(prompt)), strict=True)]
             sequences = self._preparation.batch(prompt, image, sampling, cancel, selections)
@@ -149,7 +150,8 @@ class Engine:
     def stream(self, image: Any, prompt: Prompt, sampling: SamplingParams | None = None, *,
                pruning: PruningConfig | None = ENGINE_DEFAULT,
                shift: Shift | None = ENGINE_DEFAULT, reserve: str = ENGINE_DEFAULT,
-               log_steps: bool | str = False, cancel: CancelToken | None = None) -> Stream:
+               bypass: str = ENGINE_DEFAULT, log_steps: bool | str = False,
+               cancel: CancelToken | None = None) -> Stream:
         """Answer one prompt piece by piece; arguments and errors as for `generate`.
 
         Returns:
@@ -158,18 +160,20 @@ class Engine:
         """
         self._check_open()
         selection = self._selection.with_changes(pruning=pruning, shift=shift, reserve=reserve,
-                                                 log_steps=log_steps)
+                                                 bypass=bypass, log_steps=log_steps)
         seq = self._preparation.request(prompt, image, sampling, cancel, selection)
         return Stream(self._scheduler.run([seq]), seq)
 
     def chat(self, system: str | None = None, *, pruning: PruningConfig | None = ENGINE_DEFAULT,
-             shift: Shift | None = ENGINE_DEFAULT, reserve: str = ENGINE_DEFAULT) -> Chat:
+             shift: Shift | None = ENGINE_DEFAULT, reserve: str = ENGINE_DEFAULT,
+             bypass: str = ENGINE_DEFAULT) -> Chat:
         """A conversation that keeps its cache between turns; it holds one of `max_batch`.
 
         Pictures of every turn are pruned as they come; every turn has an anchor of its own.
         """
         self._check_open()
-        selection = self._selection.with_changes(pruning=pruning, shift=shift, reserve=reserve)
+        selection = self._selection.with_changes(pruning=pruning, shift=shift, reserve=reserve,
+                                                 bypass=bypass)
         return Chat(self._preparation, self._scheduler, self._cache, system, selection)
 
     def close(self) -> None:

@@ -43,6 +43,10 @@ class CapacityError(PydstpError):
     """A request, a batch or a model is larger than the limit that the message names."""
 
 
+class DeviceError(PydstpError):
+    """A GPU was asked for that is missing or unsuitable, or it refused a launch."""
+
+
 class CancelledError(PydstpError):
     """A request was cancelled before it finished.
 

@@ -131,7 +131,9 @@ class ShiftReport:
     Attributes:
         method, policy: names, "none" where there was none.
         reason: why the method did not prune, as a code: "no_method", "no_image",
-            "retention_is_one" (all tokens would be kept); None where it did.
+            "retention_is_one" (all tokens would be kept), "method_kept_all" (it may, and did),
+            "below_break_even" (bypass="auto" dropped method and policy, which would have made it
+            slower); None where it did.
         retention_asked, retention_achieved: shares of the visual tokens; merged tokens count.
         num_visual, kept: visual tokens of the sequence, and those in the base set; with "resize"
             num_visual counts what the pictures would have become.
@@ -149,6 +151,7 @@ class ShiftReport:
         longest_gap_ms: the longest time between two tokens.
         steps: one `StepLog` per decode step if `log_steps` was set.
         anchor: with log_steps="attention", what steps are compared with, as `StepLog.attention`.
+        visual_rows: visual tokens that went through each decoder layer with the prompt.
     """
 
     method: str
@@ -171,6 +174,7 @@ class ShiftReport:
     longest_gap_ms: float
     steps: list[StepLog] | None = None
     anchor: tuple[float, ...] | None = None
+    visual_rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,54 +3,30 @@
 It owns memory and decides nothing. Everything has its final size from the start; nothing here is
 reallocated, moved or copied afterwards, and a token keeps its slot for as long as its sequence.
 
-Three lists per sequence say which visual slots attention reads. Group ALL holds every original
-token; group SELECTED is the one that pruning and swaps write. Layers below the pruning point belong
-to the first, the others to the second; without pruning every layer belongs to the first. A policy
-that selects within a step writes group PULSED, and takes the layers above its own for it.
+Lists of a sequence say which visual slots attention reads. Group ALL holds every original token;
+group SELECTED is the one that pruning and swaps write. Layers below the pruning point belong to the
+first, the others to the second; without pruning every layer belongs to the first. Where tokens
+leave before several layers, each such stage but the last has a group of its own, from STAGED on,
+for the layers up to the next. A policy that selects within a step writes group PULSED, and takes
+the layers above its own for it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 
 from pydstp import ops
+from pydstp.cache_geometry import CacheGeometry, CacheMark
 from pydstp.errors import CapacityError
 from pydstp.reserve import SideRows
 
-ALL, SELECTED, PULSED = 0, 1, 2
+ALL, SELECTED, PULSED, STAGED = 0, 1, 2, 3
+MAX_STAGES = 6
+NUM_GROUPS = STAGED + MAX_STAGES - 1
+NEVER = 2**31 - 1
 NOT_BASE, BASE, PSEUDO = 0, 1, 2  # values of ShiftState.base_mask
-
-
-@dataclass(frozen=True)
-class CacheGeometry:
-    """Sizes of a cache; `visual_capacity` and `text_capacity` are tokens per sequence.
-
-    num_heads: query heads, which the state of a shift policy is kept for.
-    """
-
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    max_batch: int
-    visual_capacity: int
-    text_capacity: int
-    num_heads: int = 1
-
-    def kv_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of keys and values of all sequences, all layers and both arenas."""
-        tokens = self.max_batch * (self.visual_capacity + self.text_capacity)
-        return tokens * self.num_layers * 2 * self.num_kv_heads * self.head_dim * dtype.itemsize
-
-
-@dataclass(frozen=True)
-class CacheMark:
-    """How far one sequence had come; `KVCache.rewind` goes back to it."""
-
-    visual_len: int
-    text_len: int
-    num_tokens: int
 
 
 class KVCache:
@@ -63,13 +39,15 @@ class KVCache:
     Attributes:
         visual: [num_layers, max_batch, visual_capacity, 2, num_kv_heads, head_dim], K then V.
         text: [num_layers, max_batch, text_capacity, 2, num_kv_heads, head_dim].
-        visible_indices: [max_batch, 3, visual_capacity] int32, sorted, by group.
-        visible_len: [max_batch, 3] int32.
+        visible_indices: [max_batch, NUM_GROUPS, visual_capacity] int32, sorted, by group.
+        visible_len: [max_batch, NUM_GROUPS] int32.
         layer_to_group: [max_batch, num_layers] int32.
         visual_len, text_len: [max_batch] int32, rows taken so far.
         num_tokens: [max_batch] int32, tokens of the sequence (pseudo tokens are not counted).
         shift: base set, reserve, anchors and state of the shift policy of every sequence.
-        first_layer: per sequence the pruning point, 0 where nothing is pruned.
+        stages: per sequence the layers before which tokens leave; none where nothing is pruned.
+        born, left: [max_batch, visual_capacity] int32: the layer before which a merged token was
+            made, -1 for originals; and the one before which a token left, NEVER for the base set.
         pending: per sequence the rows of its reserve that have no keys and values yet.
         prompt_order: [max_batch, visual_capacity + text_capacity] int32: how many tokens of the
             sequence came before the token in this slot. Positions are no substitute for it: all
@@ -79,17 +57,21 @@ class KVCache:
     def __init__(self, geometry: CacheGeometry, dtype: torch.dtype) -> None:
         g = self.geometry = geometry
         row = (2, g.num_kv_heads, g.head_dim)
-        self.visual = torch.empty(g.num_layers, g.max_batch, g.visual_capacity, *row, dtype=dtype)
-        self.text = torch.empty(g.num_layers, g.max_batch, g.text_capacity, *row, dtype=dtype)
-        self.visible_indices = _int32(g.max_batch, 3, g.visual_capacity)
-        self.visible_len = _int32(g.max_batch, 3)
+        self.visual = ops.empty_in_huge_pages(g.num_layers, g.max_batch, g.visual_capacity, *row,
+                                               dtype=dtype)
+        self.text = ops.empty_in_huge_pages(g.num_layers, g.max_batch, g.text_capacity, *row,
+                                             dtype=dtype)
+        self.visible_indices = _int32(g.max_batch, NUM_GROUPS, g.visual_capacity)
+        self.visible_len = _int32(g.max_batch, NUM_GROUPS)
         self.layer_to_group = _int32(g.max_batch, g.num_layers)
         self.visual_len = _int32(g.max_batch)
         self.text_len = _int32(g.max_batch)
         self.num_tokens = _int32(g.max_batch)
         self.shift = ops.ShiftState.allocate(g.max_batch, g.visual_capacity, g.num_layers,
                                              g.num_heads)
-        self.first_layer = [0] * g.max_batch
+        self.stages: list[tuple[int, ...]] = [()] * g.max_batch
+        self.born = _int32(g.max_batch, g.visual_capacity) - 1
+        self.left = _int32(g.max_batch, g.visual_capacity)
         self.pending: list[list[SideRows]] = [[] for _ in range(g.max_batch)]
         self.prompt_order = _int32(g.max_batch, g.visual_capacity + g.text_capacity)
         self._free = list(reversed(range(g.max_batch)))
@@ -98,6 +80,15 @@ class KVCache:
         """Give up the memory of keys, values and waiting rows; the bookkeeping stays usable."""
         self.visual = self.text = torch.empty(0)
         self.pending = [[] for _ in self.pending]
+
+    @property
+    def first_layer(self) -> list[int]:
+        """Per sequence the first pruning point, 0 where nothing is pruned."""
+        return [layers[0] if layers else 0 for layers in self.stages]
+
+    def last_stage(self, seq_idx: int) -> int:
+        """The first layer that reads the base set, 0 where nothing is pruned."""
+        return self.stages[seq_idx][-1] if self.stages[seq_idx] else 0
 
     @property
     def num_free(self) -> int:
@@ -132,7 +123,7 @@ class KVCache:
                                  if (kept := rows.below(mark.visual_len))]
         if mark.visual_len == 0:
             self.layer_to_group[seq_idx] = ALL
-            self.first_layer[seq_idx] = 0
+            self.stages[seq_idx] = ()
         self.show_base(seq_idx)
 
     def append(self, seq_idx: int, is_visual: torch.Tensor) -> torch.Tensor:
@@ -164,15 +155,15 @@ class KVCache:
         self.visual_len[seq_idx] += num_visual
         self.text_len[seq_idx] += num_text
         self.num_tokens[seq_idx] += is_visual.numel()
-        self.shift.base_mask[seq_idx, mark.visual_len:mark.visual_len + num_visual] = BASE
-        self.show_base(seq_idx)
+        self._enter(seq_idx, mark.visual_len, num_visual, BASE, -1)
         return slot_idx
 
-    def append_pseudo(self, seq_idx: int, prompt_order: torch.Tensor) -> torch.Tensor:
+    def append_pseudo(self, seq_idx: int, prompt_order: torch.Tensor, layer: int) -> torch.Tensor:
         """Slots for merged tokens, behind the originals; they are in the base set.
 
         Args:
             prompt_order: [num_pseudo] int32, the place each takes among the tokens of the prompt.
+            layer: the first one that they go through.
 
         Returns:
             slot_idx [num_pseudo] int32.
@@ -185,16 +176,37 @@ class KVCache:
                     "max_visual_tokens")
         self.prompt_order[seq_idx, start:start + count] = prompt_order
         self.visual_len[seq_idx] += count
-        self.shift.base_mask[seq_idx, start:start + count] = PSEUDO
-        self.show_base(seq_idx)
+        self._enter(seq_idx, start, count, PSEUDO, layer)
         return torch.arange(start, start + count, dtype=torch.int32)
 
-    def prune(self, seq_idx: int, slots: torch.Tensor, first_layer: int) -> None:
-        """Take visual slots out of the base set, for the layers from `first_layer` on."""
+    def _enter(self, seq_idx: int, start: int, count: int, kind: int, born: int) -> None:
+        """New slots in the base set."""
+        new = slice(start, start + count)
+        self.shift.base_mask[seq_idx, new] = kind
+        self.born[seq_idx, new], self.left[seq_idx, new] = born, NEVER
+        self.show_base(seq_idx)
+
+    def set_stages(self, seq_idx: int, layers: Sequence[int]) -> None:
+        """Tokens leave before these layers, ascending; `prune` says which."""
+        self.stages[seq_idx], groups = tuple(layers), self.layer_to_group[seq_idx]
+        groups[:] = ALL
+        for stage, layer in enumerate(layers):
+            groups[layer:] = STAGED + stage
+        groups[layers[-1]:] = SELECTED
+        self.show_base(seq_idx)
+
+    def prune(self, seq_idx: int, slots: torch.Tensor, layer: int) -> None:
+        """Take visual slots out of the base set, for the layers from `layer`, a stage, on."""
+        if layer not in self.stages[seq_idx]:
+            self.set_stages(seq_idx, (layer,))
         self.shift.base_mask[seq_idx, slots.long()] = NOT_BASE
-        self.first_layer[seq_idx] = first_layer
-        self.layer_to_group[seq_idx, :first_layer] = ALL
-        self.layer_to_group[seq_idx, first_layer:] = SELECTED
+        self.left[seq_idx, slots.long()] = layer
+        self.show_base(seq_idx)
+
+    def shrink(self, seq_idx: int, layer: int) -> None:
+        """Layers from `layer`, a stage, on show the base set, whatever left later."""
+        left = self.left[seq_idx]
+        left[(left > layer) & (left < NEVER)] = layer
         self.show_base(seq_idx)
 
     def show_base(self, seq_idx: int) -> None:
@@ -204,19 +216,30 @@ class KVCache:
         """
         groups = self.layer_to_group[seq_idx]
         groups[groups == PULSED] = SELECTED
-        shift, mask = self.shift, self.shift.base_mask[seq_idx, :int(self.visual_len[seq_idx])]
-        for flags, slots, length in (
-            (mask != PSEUDO, self.visible_indices[seq_idx, ALL], self.visible_len[seq_idx, ALL]),
-            (mask != NOT_BASE, self.visible_indices[seq_idx, SELECTED],
-             self.visible_len[seq_idx, SELECTED]),
-            (mask != NOT_BASE, self.visible_indices[seq_idx, PULSED],
-             self.visible_len[seq_idx, PULSED]),
-            (mask != NOT_BASE, shift.base_indices[seq_idx], shift.base_len[seq_idx]),
-            (mask == NOT_BASE, shift.reserve_indices[seq_idx], shift.reserve_len[seq_idx]),
-        ):
-            found = flags.nonzero().squeeze(1).int()
-            slots[:len(found)] = found
-            length.fill_(len(found))
+        num_visual, shift = int(self.visual_len[seq_idx]), self.shift
+        mask = shift.base_mask[seq_idx, :num_visual]
+        is_original = (mask != PSEUDO) & (self.born[seq_idx, :num_visual] < 0)
+        self._show(seq_idx, ALL, is_original)
+        self._show(seq_idx, SELECTED, mask != NOT_BASE)
+        self._show(seq_idx, PULSED, mask != NOT_BASE)
+        _write_list(mask != NOT_BASE, shift.base_indices[seq_idx], shift.base_len[seq_idx])
+        _write_list((mask == NOT_BASE) & is_original, shift.reserve_indices[seq_idx],
+                    shift.reserve_len[seq_idx])
+        self.show_stages(seq_idx)
+
+    def show_stages(self, seq_idx: int) -> None:
+        """Write the lists of all stages but the last: what has not left by then, and what group
+        SELECTED shows of the reserve."""
+        num_visual, shown = int(self.visual_len[seq_idx]), self.visible_slots(seq_idx, SELECTED)
+        is_back = torch.zeros(self.geometry.visual_capacity, dtype=torch.bool)
+        is_back[shown.long()] = True
+        is_back = is_back[:num_visual] & (self.shift.base_mask[seq_idx, :num_visual] == NOT_BASE)
+        born, left = self.born[seq_idx, :num_visual], self.left[seq_idx, :num_visual]
+        for stage, layer in enumerate(self.stages[seq_idx][:-1]):
+            self._show(seq_idx, STAGED + stage, (born <= layer) & (left > layer) | is_back)
+
+    def _show(self, seq_idx: int, group: int, flags: torch.Tensor) -> None:
+        _write_list(flags, self.visible_indices[seq_idx, group], self.visible_len[seq_idx, group])
 
     def append_text_rows(self, seq_idx: torch.Tensor) -> torch.Tensor:
         """A text slot for one new token of each sequence; seq_idx [batch] int64, distinct.
@@ -263,3 +286,9 @@ def _int32(*shape: int) -> torch.Tensor:
 def _check_room(what: str, needed: int, capacity: int, option: str) -> None:
     if needed > capacity:
         raise CapacityError(f"{what}: the sequence needs {needed}, but {option} = {capacity}")
+
+
+def _write_list(flags: torch.Tensor, slots: torch.Tensor, length: torch.Tensor) -> None:
+    found = flags.nonzero().squeeze(1).int()
+    slots[:len(found)] = found
+    length.fill_(len(found))

@@ -6,6 +6,7 @@ as an attention map.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from pydstp import ops
 from pydstp.kv_cache import ALL, KVCache
 from pydstp.models.plans import Context, DecodePlan
 
+COLUMN_SUMS = "column_sums"  # for methods that act on the cache
 _BLOCK_ROWS = 64  # queries whose attention exists at a time
 
 
@@ -29,9 +31,12 @@ class LayerStatistics:
     Attributes:
         needs: the names to compute; those of the vision tower are none of its business.
         layer_idx: the layer before the pruning point, -1 where there is none.
-        slots: [n] int64 of the new rows, in prompt order.
-        visual: [num_visual] int64, the rows that are visual tokens, of which a picture has
-            lengths[i].
+        slots: [n] int64 of the rows, in prompt order.
+        visual: [num_visual] int64, the rows that are visual tokens which may leave, of which a
+            picture has lengths[i].
+        raters: [num_raters] int64, the rows of text whose attention counts; num_text, how many rows
+            stand behind the last picture.
+        is_full: rows see all visual tokens, whatever has left.
         workspace: of `ops.attention_workspace`.
     """
 
@@ -42,18 +47,23 @@ class LayerStatistics:
     slots: Tensor
     visual: Tensor
     lengths: list[int]
+    raters: Tensor
+    num_text: int
+    is_full: bool
     workspace: Tensor
     ctx: Context
 
     def __post_init__(self) -> None:
-        ends = self.visual[torch.tensor(self.lengths).cumsum(0) - 1]  # last rows of the pictures
-        self._queries: dict[str, list[tuple[int | slice, Tensor]]] = {}
+        self._queries: dict[str, list[tuple[int | slice | Tensor, Tensor]]] = {}
         if "attention_row" in self.needs:
             self._queries["attention_row"] = [(len(self.slots) - 1, self._room())]
         if "picture_row" in self.needs:
+            ends = self.visual[torch.tensor(self.lengths).cumsum(0) - 1]  # of the pictures
             self._queries["picture_row"] = [(row, self._room()) for row in ends.tolist()]
-        if "received_attention" in self.needs:
-            self._queries["received_attention"] = [(slice(None), self._room(len(self.slots)))]
+        for name in {"received_attention", COLUMN_SUMS} & self.needs:
+            self._queries[name] = [(slice(None), self._room(len(self.slots)))]
+        if "text_attention" in self.needs:
+            self._queries["text_attention"] = [(self.raters, self._room(len(self.raters)))]
 
     def _room(self, *shape: int) -> Tensor:
         """[*shape, num_heads, head_dim]"""
@@ -61,50 +71,65 @@ class LayerStatistics:
         return self.cache.visual.new_empty(*shape, geometry.num_heads, geometry.head_dim)
 
     @property
-    def queries(self) -> list[tuple[int | slice, Tensor]]:
+    def queries(self) -> list[tuple[int | slice | Tensor, Tensor]]:
         """Rows whose query is needed, and where to leave it."""
         return [pair for pairs in self._queries.values() for pair in pairs]
 
-    def collect(self, x: Tensor) -> dict[str, Tensor]:
-        """Everything needed, by name; x [n, hidden_size] has left layer `layer_idx`."""
-        end = int(self.visual[-1]) + 1
+    def collect(self, x: Tensor, upcoming: Tensor | None) -> dict[str, Tensor]:
+        """Everything needed, by name; x [n, hidden_size] has left layer `layer_idx`.
+
+        upcoming: [num_heads, head_dim], the query of the last row in the layer behind, whose keys
+        are in the cache; None where it is not needed.
+        """
+        text = len(self.slots) - self.num_text
         compute: dict[str, Any] = {
             "attention_row": self._attention_row, "picture_row": self._picture_row,
             "received_attention": self._received_attention,
+            "text_attention": self._text_attention, COLUMN_SUMS: self._column_sums,
+            "upcoming_row": lambda: self._last_row(upcoming, self.layer_idx + 1),
             "key_norms": lambda: self._key_norms(self.slots[self.visual]),
-            "text_key_norms": lambda: self._key_norms(self.slots[end:]),
-            "text_states": lambda: x[end:]}
+            "text_key_norms": lambda: self._key_norms(self.slots[text:]),
+            "text_states": lambda: x[text:]}
         return {name: of() for name, of in compute.items() if name in self.needs}
 
     def _attention_row(self) -> Tensor:
-        (row, query), = self._queries["attention_row"]
-        return self._row(row, query)[self.slots[self.visual]]
+        (_, query), = self._queries["attention_row"]
+        return self._last_row(query, self.layer_idx)
+
+    def _last_row(self, query: Tensor, layer_idx: int) -> Tensor:
+        return self._row(len(self.slots) - 1, query, layer_idx)[self.slots[self.visual]]
 
     def _picture_row(self) -> Tensor:
-        rows = [self._row(row, query) for row, query in self._queries["picture_row"]]
+        rows = [self._row(row, query, self.layer_idx)
+                for row, query in self._queries["picture_row"]]
         slots = self.slots[self.visual].split(self.lengths)
         return torch.cat([row[some] for row, some in zip(rows, slots, strict=True)])
 
-    def _row(self, row: int, query: Tensor) -> Tensor:
+    def _row(self, row: int, query: Tensor, layer_idx: int) -> Tensor:
         """[visual_capacity] fp32: attention of one row over all that came with and before it."""
         cache, s, heads = self.cache, self.seq_idx, self.cache.geometry.num_heads
-        seen = self._context(int(cache.prompt_order[s, self.slots[row]]) + 1)
+        group = self._group(layer_idx)
+        seen = self._context(int(cache.prompt_order[s, self.slots[row]]) + 1, group)
         is_text = seen >= cache.geometry.visual_capacity
         text_len, visible_len = cache.text_len.clone(), cache.visible_len.clone()
-        text_len[s], visible_len[s, ALL] = is_text.sum(), (~is_text).sum()  # lists are in order
+        text_len[s], visible_len[s, group] = is_text.sum(), (~is_text).sum()  # lists are in order
         probs = torch.zeros_like(cache.shift.probs)
         monitor = ops.Monitor(
             probs=probs, base_mask=None, norm=torch.ones(len(probs), dtype=torch.int32),
             head_weights=probs.new_full((len(probs), heads), 1 / heads),
             layer_weights=probs.new_ones(len(probs), cache.geometry.num_layers))
-        groups = torch.full_like(cache.layer_to_group, ALL)
-        attention_probs(cache, s, query, self.layer_idx, monitor, self.workspace, self.ctx,
+        groups = torch.full_like(cache.layer_to_group, group)
+        attention_probs(cache, s, query, layer_idx, monitor, self.workspace, self.ctx,
                         layer_to_group=groups, text_len=text_len, visible_len=visible_len)
         return probs[s]
 
-    def _context(self, end: int) -> Tensor:
-        """[num_slots] int64 in prompt order: what the layer has seen below order `end`."""
-        return self.cache.context(self.seq_idx, self.cache.visible_slots(self.seq_idx, ALL), end)
+    def _group(self, layer_idx: int) -> int:
+        """The list that rows of a layer see."""
+        return ALL if self.is_full else int(self.cache.layer_to_group[self.seq_idx, layer_idx])
+
+    def _context(self, end: int, group: int) -> Tensor:
+        """[num_slots] int64 in prompt order: what a layer has seen below order `end`."""
+        return self.cache.context(self.seq_idx, self.cache.visible_slots(self.seq_idx, group), end)
 
     def _keys(self, slots: Tensor) -> Tensor:
         """[num_slots, num_kv_heads, head_dim] fp32."""
@@ -118,22 +143,46 @@ class LayerStatistics:
 
     def _received_attention(self) -> Tensor:
         """[num_visual] fp32, from the softmax of a block of rows at a time."""
-        (_, queries), = self._queries["received_attention"]
-        num_tokens = int(self.cache.num_tokens[self.seq_idx])
-        context = self._context(num_tokens)
+        num_tokens, received = int(self.cache.num_tokens[self.seq_idx]), 0.0
+        for probs, is_own in self._blocks("received_attention"):
+            received = received + probs.masked_fill_(is_own, 0.0).mean(dim=0).sum(dim=0)
+        return received[self._is_visual()] / (num_tokens - 1)
+
+    def _text_attention(self) -> Tensor:
+        """[num_raters, num_visual] fp32."""
+        is_visual = self._is_visual()
+        blocks = [probs.mean(dim=0)[:, is_visual] for probs, _ in self._blocks("text_attention")]
+        return torch.cat([torch.empty(0, int(is_visual.sum())), *blocks])
+
+    def _column_sums(self) -> Tensor:
+        """[num_kv_heads, n] fp32: attention that each of the rows gets of all of them, mean over
+        the query heads of a KV head."""
+        is_own, sums = torch.isin(self._whole_context(), self.slots), 0.0
+        for probs, _ in self._blocks(COLUMN_SUMS):
+            sums = sums + probs.sum(dim=1)[:, is_own]
+        return sums.view(self.cache.geometry.num_kv_heads, -1, len(self.slots)).mean(dim=1)
+
+    def _whole_context(self) -> Tensor:
+        return self._context(int(self.cache.num_tokens[self.seq_idx]), self._group(self.layer_idx))
+
+    def _is_visual(self) -> Tensor:
+        """[num_context] bool: where the visual tokens are that may leave."""
+        return torch.isin(self._whole_context(), self.slots[self.visual])
+
+    def _blocks(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Attention of some rows, [num_heads, block, num_context] fp32, a block at a time, and
+        where a row looks at itself, [block, num_context] bool."""
+        (which, queries), = self._queries[name]
+        order, context = self.cache.prompt_order[self.seq_idx], self._whole_context()
         keys = self._keys(context).repeat_interleave(
             queries.shape[1] // self.cache.geometry.num_kv_heads, dim=1)
-        received = keys.new_zeros(len(context))
+        slots = self.slots[which]
         for rows in torch.arange(len(queries)).split(_BLOCK_ROWS):
             self.ctx.check()
             logits = torch.einsum("rhd,chd->hrc", queries[rows].float(), keys)
             logits *= queries.shape[-1] ** -0.5
-            order = self.cache.prompt_order[self.seq_idx]
-            later = order[context] - order[self.slots[rows]][:, None]
-            probs = logits.masked_fill_(later > 0, -torch.inf).softmax(dim=-1)
-            received += probs.masked_fill_(later == 0, 0.0).mean(dim=0).sum(dim=0)
-        own = torch.isin(context, self.slots[self.visual])
-        return received[own] / (num_tokens - 1)
+            later = order[context] - order[slots[rows]][:, None]
+            yield logits.masked_fill_(later > 0, -torch.inf).softmax(dim=-1), later == 0
 
 
 def attention_probs(cache: KVCache, seq_idx: int, query: Tensor, layer_idx: int,

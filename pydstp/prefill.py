@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from pydstp import ops
+from pydstp.compaction import run_compacting
 from pydstp.errors import OptionError
-from pydstp.kv_cache import ALL, SELECTED, KVCache
+from pydstp.kv_cache import ALL, NEVER, KVCache
 from pydstp.layer_statistics import LayerStatistics, attention_probs
 from pydstp.models.plans import Context, PrefillPlan
 from pydstp.models.qwen3 import Decoder, DeepStack
 from pydstp.pruning import MergePlan, Selection, VisualTokens, run_pruner
-from pydstp.reserve import SideRows, visible_lengths
+from pydstp.reserve import SideRows, joined, visible_lengths
 from pydstp.sequence import Sequence
 
 
@@ -52,7 +54,8 @@ class Rows:
         """Some visual tokens as rows of their own; taken [num_visual] bool."""
         rows = self.visual[taken]
         return SideRows(self.x[rows], self.positions[..., rows], self.slots[rows],
-                        [features[taken] for features in self.features], first_layer)
+                        [features[taken] for features in self.features],
+                        torch.full_like(rows, first_layer))
 
 
 class Prefill:
@@ -74,73 +77,126 @@ class Prefill:
         self.workspace = workspace
         self.seq_idx = seq.seq_idx
         self.num_layers = cache.geometry.num_layers
-        self.row_orders = cache.prompt_order[self.seq_idx, rows.slots]
+        self.visual_orders = cache.prompt_order[self.seq_idx, rows.slots[rows.visual]]
         self.pruning = seq.progress.params.pruning if len(rows.visual) else None
         if self.pruning is not None and not seq.progress.prunes(grids):
             self.pruning = None
+        self.is_full = seq.progress.params.reserve_mode == "full"
         shape = cache.geometry.num_heads, cache.geometry.head_dim
         self.anchor_queries = {layer: rows.x.new_empty(shape) for layer in seq.progress.layers}
-        self.statistics = self._statistics() if self.pruning is not None else None
+        self.statistics: LayerStatistics | None = None
 
     def run(self) -> Tensor:
         """[1, hidden_size]: the last row behind the last layer."""
-        if self.pruning is not None:
-            self._run_pruned(self.pruning.pruner.act_before)
+        if self.pruning is not None and self.pruning.pruner.acts_on_cache:
+            run_compacting(self)
+        elif self.pruning is not None:
+            self._run_pruned(self.seq.progress.stages)
         else:
-            first_layer = self.cache.first_layer[self.seq_idx]
-            self._forward(range(first_layer), ALL)
-            self._forward(range(first_layer, self.num_layers), self._pruned_group)
+            stops = [0, *self.cache.stages[self.seq_idx], self.num_layers]
+            for start, stop in pairwise(stops):
+                self._forward(range(start, stop))
         return self.rows.x[-1:]
 
-    @property
-    def _pruned_group(self) -> int:
-        """What rows see from the pruning point on."""
-        return ALL if self.seq.progress.params.reserve_mode == "full" else SELECTED
+    def _run_pruned(self, stages: tuple[int, ...]) -> None:
+        """Up to each stage with the tokens that are left by then."""
+        progress, start, reserve = self.seq.progress, 0, []
+        self.cache.set_stages(self.seq_idx, stages)
+        raters, num_text = self._raters()
+        for stage, layer in enumerate(stages):
+            candidates = self._candidates()
+            needs = self.pruning.pruner.needs_at(stage)
+            self.statistics = self._statistics(needs, layer, candidates, raters, num_text)
+            self._forward(range(start, layer))
+            started = time.perf_counter()
+            reserve.append(self._leave(layer, candidates, self._select(stage, layer, candidates)))
+            progress.selection_ms += 1e3 * (time.perf_counter() - started)
+            start, self.statistics = layer, None
+        if progress.params.brings_back and not self.is_full:
+            order = self.cache.prompt_order[self.seq_idx]
+            self.cache.pending[self.seq_idx] += joined(reserve, order).chunks()
+        self._forward(range(start, self.num_layers))
+        if self.pruning.pruner.shrinks_behind is not None:
+            self.cache.shrink(self.seq_idx, stages[self.pruning.pruner.shrinks_behind])
 
-    def _run_pruned(self, first_layer: int) -> None:
-        self._forward(range(first_layer), ALL)
-        started = time.perf_counter()
-        selection = self._select(first_layer)
-        self.seq.progress.selection_ms = 1e3 * (time.perf_counter() - started)
-        dropped = torch.ones(len(self.rows.visual), dtype=torch.bool)
+    def run_watched(self, layer: int, needs: frozenset[str]) -> dict[str, Tensor]:
+        """Run one layer; returns statistics of it."""
+        self.statistics = self._statistics(needs, layer + 1, self.rows.visual,
+                                           torch.empty(0, dtype=torch.int64), 0)
+        self._forward(range(layer, layer + 1))
+        return self.statistics.collect(self.rows.x, None)
+
+    def _candidates(self) -> Tensor:
+        """[num_candidates] int64: the rows of visual tokens that have not left."""
+        left = self.cache.left[self.seq_idx, self.rows.slots[self.rows.visual]]
+        return self.rows.visual[left == NEVER]
+
+    def _raters(self) -> tuple[Tensor, int]:
+        """Rows of text behind the pictures whose attention the method counts, counted from the
+        first, and how many there are."""
+        text = self.rows.x[int(self.rows.visual[-1]) + 1:]
+        if "text_attention" not in self.pruning.pruner.needs:
+            return torch.empty(0, dtype=torch.int64), len(text)
+        chosen = self.pruning.pruner.raters(self.rows.x[self.rows.visual], text)
+        return chosen.nonzero().squeeze(1), len(text)
+
+    def _statistics(self, needs: frozenset[str], layer: int, candidates: Tensor, raters: Tensor,
+                    num_text: int) -> LayerStatistics:
+        """What there is to know from the layer before `layer`."""
+        spans, counts = self.seq.prompt.image_spans, self._origins(candidates)
+        lengths = [length for start, length in spans if start >= self.seq.num_cached]
+        lengths = counts.new_tensor(lengths).cumsum(0)
+        ends = torch.searchsorted(counts, lengths)
+        return LayerStatistics(
+            needs, layer - 1, self.cache, self.seq_idx, self.rows.slots, candidates,
+            ends.diff(prepend=ends.new_zeros(1)).tolist(),
+            len(self.rows.slots) - num_text + raters, num_text, self.is_full, self.workspace,
+            self.ctx)
+
+    def _origins(self, rows: Tensor) -> Tensor:
+        """[n] int64: which of the new visual tokens each row is, or has taken the place of."""
+        orders = self.cache.prompt_order[self.seq_idx, self.rows.slots[rows]]
+        return torch.searchsorted(self.visual_orders, orders)
+
+    def _leave(self, layer: int, candidates: Tensor, selection: Selection) -> SideRows:
+        """Take out what was not kept; returns those that could come back."""
+        before, cache, s = self.rows, self.cache, self.seq_idx
+        dropped = torch.ones(len(candidates), dtype=torch.bool)
         dropped[selection.kept] = False
-        reserve = self.rows.side_rows(dropped, first_layer)
-        if self._pruned_group == SELECTED:
-            self._leave_behind(dropped, selection.merge)
-            if self.seq.progress.params.brings_back:
-                self.cache.pending[self.seq_idx] += reserve.chunks()
+        cache.prune(s, before.slots[candidates[dropped]], layer)
+        gone = torch.isin(before.visual, candidates[dropped])
+        originals = gone & (cache.born[s, before.slots[before.visual]] < 0)
+        if not self.is_full:
+            self.rows = before.without(gone)
+            if selection.merge is not None and len(selection.merge.targets):
+                self._insert_merged(before, selection.merge, layer)
         elif selection.merge is not None:
             raise OptionError("reserve: expected 'side', 'lazy' or 'deferred' with a method that "
                               "merges tokens, got 'full' (merged tokens exist in no unpruned "
                               "prefill)")
-        self.cache.prune(self.seq_idx, reserve.slots, first_layer)
-        self._forward(range(first_layer, self.num_layers), self._pruned_group)
+        return before.side_rows(originals, layer)
 
-    def _statistics(self) -> LayerStatistics:
-        """What the method wants to know from the layer before the pruning point."""
-        pruner, spans = self.pruning.pruner, self.seq.prompt.image_spans
-        lengths = [length for start, length in spans if start >= self.seq.num_cached]
-        return LayerStatistics(pruner.needs, pruner.act_before - 1, self.cache, self.seq_idx,
-                               self.rows.slots, self.rows.visual, lengths, self.workspace, self.ctx)
-
-    def _leave_behind(self, dropped: Tensor, merge: MergePlan | None) -> None:
-        """Go on with the tokens that were kept, and with what the others were merged into."""
-        before = self.rows
-        self.rows = before.without(dropped)
-        if merge is not None and len(merge.targets):
-            self._insert_merged(before, merge)
-
-    def _select(self, first_layer: int) -> Selection:
-        config = self.pruning
-        spans, quotas = config.quotas(self.grids)
-        attention, keys = self.observed or (None, None)
-        needs_words = "text_embeddings" in config.pruner.needs
+    def _select(self, stage: int, layer: int, candidates: Tensor) -> Selection:
+        config, rows = self.pruning, self.rows
+        origins = self._origins(candidates)
+        spans, quotas = config.quotas_at(self.grids, stage, len(self.seq.progress.stages), origins)
+        attention, keys = [None if one is None else one[origins]
+                           for one in self.observed or (None, None)]
+        needs = config.pruner.needs_at(stage)
+        upcoming = self._upcoming_query(layer) if "upcoming_row" in needs else None
         tokens = VisualTokens(
-            features=self.rows.x[self.rows.visual], grids=tuple(self.grids), spans=spans,
-            quotas=quotas, vision_attention=attention, vision_keys=keys,
-            text_embeddings=self._text_embeddings() if needs_words else None,
-            generator=config.generator(), **self.statistics.collect(self.rows.x))
+            features=rows.x[candidates], grids=tuple(self.grids), spans=spans, stage=stage,
+            origins=origins, quotas=quotas, vision_attention=attention, vision_keys=keys,
+            text_embeddings=self._text_embeddings() if "text_embeddings" in needs else None,
+            generator=config.generator(), **self.statistics.collect(rows.x, upcoming))
         return run_pruner(config, tokens)
+
+    def _upcoming_query(self, layer: int) -> Tensor:
+        """[num_heads, head_dim]: what the last row will ask in a layer that has not run."""
+        rows = self.rows
+        return self.decoder.queries(
+            rows.x, layer, cos_sin=self.decoder.rotary(rows.positions), cache=self.cache,
+            plan=self._plan(), ctx=self.ctx)[-1]
 
     def _text_embeddings(self) -> Tensor:
         """[num_text, hidden_size]: the words of the last user message."""
@@ -155,18 +211,18 @@ class Prefill:
         text_len = self.cache.text_len.clone()
         text_len[self.seq_idx] = len(context)
         groups = self.cache.layer_to_group
-        if self._pruned_group == ALL:
+        if self.is_full:
             groups = torch.full_like(groups, ALL)
         for layer_idx, query in self.anchor_queries.items():
             attention_probs(self.cache, self.seq_idx, query, layer_idx, monitor, self.workspace,
                             self.ctx, layer_to_group=groups, text_len=text_len,
                             visible_len=self.cache.visible_len)
 
-    def _insert_merged(self, before: Rows, merge: MergePlan) -> None:
+    def _insert_merged(self, before: Rows, merge: MergePlan, layer: int) -> None:
         """Add merged tokens to the rows, each in the place of its target."""
         places = before.visual[merge.targets]
-        orders = self.row_orders[places]
-        slots = self.cache.append_pseudo(self.seq_idx, orders).long()
+        orders = self.cache.prompt_order[self.seq_idx, before.slots[places]]
+        slots = self.cache.append_pseudo(self.seq_idx, orders, layer).long()
         old, merged = self.rows, len(places)
         order = self.cache.prompt_order[self.seq_idx, torch.cat([old.slots, slots])]
         turn = order.argsort()
@@ -181,16 +237,14 @@ class Prefill:
             torch.cat([old.positions, before.positions[..., places]], -1)[..., turn],
             torch.cat([old.slots, slots])[turn], is_visual[turn].nonzero().squeeze(1), features)
 
-    def _forward(self, layers: range, group: int) -> None:
-        """Run the rows through some layers; earlier turns are seen as the group shows them."""
+    def _forward(self, layers: range) -> None:
+        """Run the rows through some layers, which show the same of earlier turns."""
         if not layers:
             return
         rows, cache = self.rows, self.cache
-        slots = rows.slots.int()
-        plan = PrefillPlan(
-            seq_idx=self.seq_idx, seq_idx_rows=torch.full_like(slots, self.seq_idx),
-            slot_idx=slots, queries=self._queries())
+        plan = replace(self._plan(), queries=self._queries())
         if self.seq.num_cached:
+            group = ALL if self.is_full else int(cache.layer_to_group[self.seq_idx, layers.start])
             visible = cache.visible_slots(self.seq_idx, group)
             context = cache.context(self.seq_idx, visible, int(cache.num_tokens[self.seq_idx]))
             order = cache.prompt_order[self.seq_idx]
@@ -199,8 +253,14 @@ class Prefill:
         rows.x = self.decoder.forward_layers(
             rows.x, layers=layers, cos_sin=self.decoder.rotary(rows.positions), cache=cache,
             plan=plan, ctx=self.ctx, deepstack=rows.deepstack())
+        self.seq.progress.visual_rows += [len(rows.visual)] * len(layers)
 
-    def _queries(self) -> dict[int, list[tuple[int | slice, Tensor]]]:
+    def _plan(self) -> PrefillPlan:
+        slots = self.rows.slots.int()
+        return PrefillPlan(seq_idx=self.seq_idx, slot_idx=slots,
+                           seq_idx_rows=torch.full_like(slots, self.seq_idx))
+
+    def _queries(self) -> dict[int, list[tuple[int | slice | Tensor, Tensor]]]:
         """Where to leave the queries of the anchor row and of those that statistics need."""
         slot = int(self.cache.context(self.seq_idx, torch.empty(0), self.anchor_order + 1)[-1])
         row = int((self.rows.slots == slot).nonzero())  # text, so it is never pruned

@@ -18,10 +18,11 @@ CHUNK_ROWS = 256  # rows of one side pass
 
 @dataclass(frozen=True)
 class SideRows:
-    """Some pruned tokens of one sequence, in prompt order, at the input of layer `first_layer`.
+    """Some pruned tokens of one sequence, in prompt order, each at the layer it did not enter.
 
     Attributes:
         x: [num_rows, hidden_size].
+        first_layers: [num_rows] int64: that layer.
         positions: [num_rows], or of M-RoPE [3, num_rows] (time, height, width).
         slots: [num_rows] int64 visual slots.
         deepstack: one [num_rows, hidden_size] per DeepStack layer of the model.
@@ -31,7 +32,7 @@ class SideRows:
     positions: Tensor
     slots: Tensor
     deepstack: list[Tensor]
-    first_layer: int
+    first_layers: Tensor
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -39,7 +40,7 @@ class SideRows:
     def select(self, rows: Tensor) -> SideRows:
         """The given rows (indices or a mask)."""
         return SideRows(self.x[rows], self.positions[..., rows], self.slots[rows],
-                        [features[rows] for features in self.deepstack], self.first_layer)
+                        [features[rows] for features in self.deepstack], self.first_layers[rows])
 
     def below(self, slot: int) -> SideRows | None:
         """The rows whose slots lie below `slot`, None if there are none."""
@@ -52,6 +53,17 @@ class SideRows:
         """The same rows in runs of at most `size`."""
         rows = torch.arange(len(self))
         return [self.select(part) for part in rows.split(size)] if len(self) else []
+
+
+def joined(parts: list[SideRows], prompt_order: Tensor) -> SideRows:
+    """All rows in prompt order; prompt_order [num_slots] is that of every slot."""
+    rows = SideRows(
+        torch.cat([part.x for part in parts]), torch.cat([part.positions for part in parts], -1),
+        torch.cat([part.slots for part in parts]),
+        [torch.cat(features) for features in zip(*(part.deepstack for part in parts),
+                                                 strict=True)],
+        torch.cat([part.first_layers for part in parts]))
+    return rows.select(prompt_order[rows.slots].argsort())
 
 
 def visible_lengths(row_order: Tensor, context_order: Tensor) -> Tensor:

@@ -100,13 +100,13 @@ class ReturnControl:
                 or float(self.cache.shift.similarity[seq.seq_idx]) < gate.threshold)
 
     def _layers(self, s: int) -> range:
-        return range(self.cache.first_layer[s], self.cache.geometry.num_layers)
+        return range(self.cache.last_stage(s), self.cache.geometry.num_layers)
 
     def _add(self, s: int, slots: Tensor) -> None:
         returns, start = self.returns, int(self.returns.reserve_len[s])
         for layer in self._layers(s):
             ops.sketch_keys(self.cache.visual[layer], returns.sketches[layer], s, slots,
-                            pool=self._pool)
+                            pool=self._pool, first_entry=start)
         returns.reserve_indices[s, start:start + len(slots)] = slots
         returns.reserve_len[s] = start + len(slots)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from pydstp import ops
 from pydstp.accounting import StepAccount, weight_bytes
+from pydstp.break_even import BreakEven, measure_rates
+from pydstp.cost_model import CostModel
 from pydstp.decode_passes import DecodePasses, StepInputs
 from pydstp.errors import CancelledError, PydstpError
 from pydstp.image_patches import ProcessedImage
@@ -45,6 +48,8 @@ class Runner:
             monitor=self._shift.monitor, queries=self._shift.queries)
         self._returns = ReturnControl(cache, pool, before_free=self._passes.forget)
         self._weight_bytes = weight_bytes(model.language_model)
+        costs = CostModel(model.config, cache.text.element_size(), self._weight_bytes)
+        self._break_even = BreakEven(costs, lambda: measure_rates(self.model.language_model, pool))
 
     def close(self) -> None:
         """Give up the weights, keys and values, whoever still holds the engine or a chat."""
@@ -53,11 +58,12 @@ class Runner:
         self.cache.close()
 
     def expect(self, sequences: list[Sequence]) -> None:
-        """Get ready for requests; nothing of them runs yet.
+        """Get ready for requests; nothing of them runs yet. With bypass="auto", decide for them.
 
         Raises:
             OptionError, CapacityError: what they ask for cannot be had beside what there is.
         """
+        self._break_even.apply(sequences)
         self._returns.expect(sequences)
 
     def prefill(self, seq: Sequence) -> np.ndarray:
@@ -187,20 +193,34 @@ class Runner:
     def _side_pass(self, seq_idx: int, rows: SideRows, ctx: Context) -> None:
         """Rows of the reserve see all that came before them; no row of the main stream sees them.
 
-        Rows that come later are not there yet, so order alone decides.
+        Each joins where it left; those that come later are not there yet, so order alone decides.
+        Merged tokens leave for good, so what is seen changes at every stage.
         """
+        x, joins = rows.x.clone(), set(rows.first_layers.tolist())
+        later = {layer for layer in self.cache.stages[seq_idx] if layer > min(joins)}
+        stops = sorted(joins | later | {self.num_layers})
+        for start, stop in pairwise(stops):
+            on = (rows.first_layers <= start).nonzero().squeeze(1)
+            x[on] = self._side_layers(seq_idx, replace(rows, x=x).select(on), range(start, stop),
+                                      ctx)
+
+    def _side_layers(self, seq_idx: int, rows: SideRows, layers: range,
+                     ctx: Context) -> torch.Tensor:
+        """[num_rows, hidden_size] behind some layers, between which no token leaves."""
         cache, decoder = self.cache, self.model.language_model
         order = cache.prompt_order[seq_idx]
         row_order = order[rows.slots]
-        visual = torch.arange(int(cache.visual_len[seq_idx]))
+        born, left = cache.born[seq_idx], cache.left[seq_idx]
+        is_here = (born < 0) | (born <= layers.start) & (left > layers.start)
+        visual = is_here[:int(cache.visual_len[seq_idx])].nonzero().squeeze(1)
         context = cache.context(seq_idx, visual, int(row_order.max()) + 1)
         plan = PrefillPlan(
             seq_idx=seq_idx, slot_idx=rows.slots.int(), context_slots=context.int(),
             seq_idx_rows=torch.full((len(rows),), seq_idx, dtype=torch.int32),
             visible_len=visible_lengths(row_order, order[context]))
         deepstack = DeepStack(rows.deepstack, torch.arange(len(rows))) if rows.deepstack else None
-        decoder.forward_layers(
-            rows.x, layers=range(rows.first_layer, self.num_layers), plan=plan, ctx=ctx,
+        return decoder.forward_layers(
+            rows.x, layers=layers, plan=plan, ctx=ctx,
             cos_sin=decoder.rotary(rows.positions), cache=cache, deepstack=deepstack)
 
     def _check_status(self) -> None:

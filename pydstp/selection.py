@@ -8,12 +8,13 @@ from typing import Any
 from pydstp.config import names_unknown_options
 from pydstp.errors import OptionError, show
 from pydstp.generation import ShiftReport, StepLog
-from pydstp.kv_cache import PSEUDO, PULSED, SELECTED, KVCache
-from pydstp.pruning import PruningConfig
+from pydstp.kv_cache import MAX_STAGES, PULSED, SELECTED, KVCache
+from pydstp.pruning import PruningConfig, checked_stages
 from pydstp.shift import DSTP, DyCoke, Shift, SketchReturn, VisionPulse
 
 # Stands for: what the engine or chat was made with.
 ENGINE_DEFAULT: Any = type("EngineDefault", (), {"__repr__": lambda self: "ENGINE_DEFAULT"})()
+BYPASS = ("never", "auto")
 RESERVE_MODES = ("auto", "full", "side", "lazy", "deferred")
 
 
@@ -29,6 +30,8 @@ class SelectionParams:
             beside the pruned one ("side"), at the first trigger ("lazy"), or in pieces between the
             first steps ("deferred"); "auto" is "lazy", "side" where DSTP applies early, and
             "deferred" for SketchReturn.
+        bypass: "auto" drops pruning and policy before prefill where the cost model predicts that
+            they make the answer slower than all tokens would; "never" does as it is told.
         log_steps: keep a record of every decode step; "attention" adds the watched attention, and
             watches it even where nothing is pruned.
 
@@ -40,6 +43,7 @@ class SelectionParams:
     shift: Shift | None = None
     reserve: str = "auto"
     log_steps: bool | str = False
+    bypass: str = "never"
 
     @property
     def watch(self) -> DSTP | None:
@@ -80,6 +84,8 @@ class SelectionParams:
                 raise OptionError(f"{name}: expected {names} or None, got {show(value)}")
         if self.reserve not in RESERVE_MODES:
             raise OptionError(f"reserve: expected one of {RESERVE_MODES}, got {show(self.reserve)}")
+        if self.bypass not in BYPASS:
+            raise OptionError(f"bypass: expected one of {BYPASS}, got {show(self.bypass)}")
         if not isinstance(self.log_steps, bool) and self.log_steps != "attention":
             raise OptionError(f"log_steps: expected True, False or 'attention', "
                               f"got {show(self.log_steps)}")
@@ -87,7 +93,7 @@ class SelectionParams:
             raise OptionError(f"reserve: expected 'side', 'lazy' or 'deferred' with "
                               f"{self.pruning.name}, got 'full' (merged tokens exist in no "
                               "unpruned prefill; choose options with which it merges none)")
-        if self.pruning is not None and self.pruning.pruner.acts_on_picture:
+        if self.pruning is not None and not self.pruning.pruner.leaves_reserve:
             self._refuse_return()
         is_early = self.watch is not None and self.watch.applies == "early"
         if self.reserve == "lazy" and (is_early or self.returns is not None):
@@ -95,14 +101,14 @@ class SelectionParams:
                               "acts within the step (applies='early', SketchReturn), got 'lazy'")
 
     def _refuse_return(self) -> None:
-        """Of a picture that was made smaller nothing is left out."""
+        """Of a smaller picture nothing was left out; a smaller cache holds no pruned token."""
         if self.shift is not None:
             raise OptionError(f"shift: expected None with {self.pruning.name}, got "
-                              f"{type(self.shift).__name__} (of a smaller picture no token is left "
-                              "that could return)")
-        if self.reserve == "full":
-            raise OptionError(f"reserve: expected 'auto' with {self.pruning.name}, got 'full' "
-                              "(the prompt never holds the tokens of the larger picture)")
+                              f"{type(self.shift).__name__} (it leaves no token behind that "
+                              "could return)")
+        if self.reserve == "full" or self.pruning.pruner.acts_on_cache and self.reserve != "auto":
+            raise OptionError(f"reserve: expected 'auto' with {self.pruning.name}, got "
+                              f"{show(self.reserve)} (it has no reserve)")
 
     def with_changes(self, **changes: Any) -> SelectionParams:
         """The same with other values; those that are ENGINE_DEFAULT stay."""
@@ -116,16 +122,20 @@ class Progress:
 
     `num_visual` tokens (`num_spared` of them never were: the picture was made smaller), `kept` of
     them in the base set (merged ones counted), `resident` with keys and values in every layer;
-    layers from `first_layer` on are pruned.
+    tokens leave before `stages`, so layers from `first_layer` on are pruned, and read `base_lens`
+    tokens each while nothing is brought back.
     """
 
     params: SelectionParams = field(default_factory=SelectionParams)
+    asked: SelectionParams | None = None  # where pruning and policy were bypassed
     reason: str | None = None
     num_visual: int = 0
     num_spared: int = 0
     kept: int = 0
     resident: int = 0
+    stages: tuple[int, ...] = (0,)
     first_layer: int = 0
+    base_lens: list[int] = field(default_factory=list)
     num_layers: int = 0
     anchor_layer: int | None = None  # of a policy that selects within a step
     layers: tuple[int, ...] = ()
@@ -144,6 +154,7 @@ class Progress:
     shown_before: tuple[int, ...] = ()
     shown_now: tuple[int, ...] = ()
     anchor: tuple[float, ...] | None = None
+    visual_rows: list[int] = field(default_factory=list)
 
     def expect(self, num_layers: int, num_heads: int) -> None:
         """Settle which layers are watched; called before anything of the request runs.
@@ -153,19 +164,27 @@ class Progress:
         """
         pruning, shift = self.params.pruning, self.params.watch
         self.num_layers = num_layers
-        first_layer = pruning.pruner.act_before if pruning else 0
-        if first_layer > num_layers:
-            raise OptionError(f"layer: expected at most num_layers = {num_layers}, "
-                              f"got {first_layer}")
+        if pruning:
+            self.stages = checked_stages(pruning, num_layers, MAX_STAGES)
+        last_stage = self.stages[-1]
         if shift is not None:
-            self.layers = shift.watched_layers(num_layers, first_layer)
+            self.layers = shift.watched_layers(num_layers, last_stage)
             shift.head_weights(num_heads)
-            if pruning and pruning.pruner.merges and min(self.layers) < first_layer:
+            if pruning and pruning.pruner.merges and min(self.layers) < last_stage:
                 raise OptionError(
-                    f"monitor_layers: expected layers >= {first_layer} with {pruning.name}, whose "
+                    f"monitor_layers: expected layers >= {last_stage} with {pruning.name}, whose "
                     f"merged tokens exist from there on, got {min(self.layers)}")
+            if len(self.stages) > 1 and shift.swap == "merge":
+                raise OptionError(f"swap: expected another than 'merge' with {pruning.name}, whose "
+                                  "stages show different tokens, so that none can stand for them")
         if self.params.pulse is not None:
-            self.anchor_layer = self.params.pulse.settled_anchor(num_layers, first_layer)
+            self.anchor_layer = self.params.pulse.settled_anchor(num_layers, last_stage)
+
+    def bypass(self) -> None:
+        """Go on with all tokens: pruning and policy would make this request slower."""
+        self.asked = self.params
+        self.params = replace(self.params, pruning=None, shift=None)
+        self.layers, self.anchor_layer = (), None
 
     def prunes(self, grids: list[tuple[int, int]]) -> bool:
         """Whether the method takes any token of some new pictures away."""
@@ -176,10 +195,12 @@ class Progress:
 
     def start(self, cache: KVCache, seq_idx: int) -> None:
         """The prompt is in the cache: note what is kept, and whether anything can come back."""
-        is_original = cache.shift.base_mask[seq_idx, :int(cache.visual_len[seq_idx])] != PSEUDO
+        is_original = cache.born[seq_idx, :int(cache.visual_len[seq_idx])] < 0
         self.num_visual = int(is_original.sum()) + self.num_spared
         self.kept = int(cache.shift.base_len[seq_idx])
         self.first_layer = cache.first_layer[seq_idx]
+        groups = cache.layer_to_group[seq_idx, self.first_layer:].long()
+        self.base_lens = cache.visible_len[seq_idx, groups].tolist()
         num_reserve = int(cache.shift.reserve_len[seq_idx])
         missing = num_reserve
         if self.params.brings_back:
@@ -189,10 +210,13 @@ class Progress:
             self.resident -= missing
         if not self.num_visual:
             self.reason = "no_image"
+        elif self.asked is not None:
+            self.reason = "below_break_even"
         elif self.params.pruning is None or self.params.pruning.name == "none":
             self.reason = "no_method"
         elif not num_reserve and not self.num_spared:
-            self.reason = "retention_is_one"
+            is_asked = self.params.pruning.pruner.adaptive and self.selection_ms > 0
+            self.reason = "method_kept_all" if is_asked else "retention_is_one"
         if not self.kept:
             self.anchor_layer = None
         self.shown_before = tuple(cache.visible_slots(seq_idx, SELECTED).tolist())
@@ -223,10 +247,11 @@ class Progress:
     def report(self, longest_gap_ms: float) -> ShiftReport:
         """What happened, as the caller sees it."""
         params, total, steps = self.params, max(1, self.num_visual), max(1, self.num_steps)
-        mean_visible = (self.visible_sum / steps if self.num_steps else self.kept) / total
+        asked = self.asked or params
+        mean_visible = (self.visible_sum / steps if self.num_steps else self._base_mean()) / total
         return ShiftReport(
-            method=params.pruning.name if params.pruning else "none",
-            policy=self._policy(), reason=self.reason,
+            method=asked.pruning.name if asked.pruning else "none",
+            policy=_policy(asked.shift), reason=self.reason,
             retention_asked=self._asked(), retention_achieved=self.kept / total,
             num_visual=self.num_visual, kept=self.kept,
             mean_visible=mean_visible, mean_visible_all_layers=self._over_layers(mean_visible),
@@ -236,14 +261,18 @@ class Progress:
             reserve=params.reserve_mode if self._has_reserve() else None,
             side_passes=self.side_passes, reserve_ms=self.reserve_ms,
             longest_gap_ms=longest_gap_ms, steps=self.steps if params.log_steps else None,
-            anchor=self.anchor)
+            anchor=self.anchor, visual_rows=tuple(self.visual_rows))
+
+    def _base_mean(self) -> float:
+        """Tokens that pruned layers read while nothing is brought back; of none, the base set."""
+        return sum(self.base_lens) / len(self.base_lens) if self.base_lens else self.kept
 
     def _over_layers(self, mean_visible: float) -> float:
-        """The share that all layers read: all tokens, then the base set, then what is shown."""
-        num_layers, base = max(1, self.num_layers), self.kept / max(1, self.num_visual)
-        selected = (num_layers - self.first_selected) / num_layers
-        in_base = (self.first_selected - self.first_layer) / num_layers
-        return selected * mean_visible + 1 - selected - in_base * (1 - base)
+        """The share that all layers read: all tokens, then what is left, then what is shown."""
+        num_layers, total = max(1, self.num_layers), max(1, self.num_visual)
+        in_base = sum(self.base_lens[:self.first_selected - self.first_layer]) / total
+        selected = (num_layers - self.first_selected) * mean_visible
+        return (self.first_layer + in_base + selected) / num_layers
 
     def _has_reserve(self) -> bool:
         """Without a policy pruned tokens get keys and values only where nothing waits to."""
@@ -252,15 +281,14 @@ class Progress:
 
     def _asked(self) -> float:
         """The share of the visual tokens that the request wanted to keep."""
-        pruning = self.params.pruning
+        pruning = (self.asked or self.params).pruning
         if pruning is None or pruning.name == "none":
             return 1.0
         if pruning.retention_ratio is not None:
             return pruning.retention_ratio
         return min(1.0, pruning.num_kept / max(1, self.num_visual))
 
-    def _policy(self) -> str:
-        names = {"dstp": DSTP, "sketch": SketchReturn, "visionpulse": VisionPulse,
-                 "dycoke": DyCoke}
-        return next((name for name, kind in names.items()
-                     if isinstance(self.params.shift, kind)), "none")
+
+def _policy(shift: Shift | None) -> str:
+    names = {"dstp": DSTP, "sketch": SketchReturn, "visionpulse": VisionPulse, "dycoke": DyCoke}
+    return next((name for name, kind in names.items() if isinstance(shift, kind)), "none")

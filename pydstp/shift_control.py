@@ -150,6 +150,9 @@ class ShiftControl:
                     scale=cache.geometry.head_dim**-0.5, monitor=self._score, **self._one_list)
         ops.shift_select(shift, rows, cache.visible_indices, cache.visible_len, SELECTED,
                          pool=ctx.pool)
+        for seq in acting:
+            if len(cache.stages[seq.seq_idx]) > 1:
+                cache.show_stages(seq.seq_idx)
         self._merge_dropped(scored, ctx)
 
     def _count_scored(self, scored: Tensor, acting: list[Sequence]) -> None:

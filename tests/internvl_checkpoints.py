@@ -22,6 +22,7 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedModel
 
+from pydstp.bench.random_checkpoint import INTERNVL_TEMPLATE
 from tests.checkpoints import randomise, save_shards
 from tests.tokenizer_files import VOCAB_SIZE, token_id, write_tokenizer_files
 
@@ -34,21 +35,7 @@ ADDED = (*IMAGE_MARKS, "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"
 IMAGE_TOKEN_ID = FIRST_ADDED + 2
 
 # What the releases' templates render, in our own words; the original ones write <image>.
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-  {{ '<|im_start|>' ~ message.role ~ '\\n' }}
-  {%- if message.content is string -%}{{ message.content }}
-  {%- else -%}
-    {%- for item in message.content -%}
-      {%- if item.type == 'image' -%}{{ '<IMG_CONTEXT>\\n' }}
-      {%- elif item.type == 'text' -%}{{ item.text }}
-      {%- endif -%}
-    {%- endfor -%}
-  {%- endif -%}
-  {{ '<|im_end|>\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
-"""
+CHAT_TEMPLATE = INTERNVL_TEMPLATE
 ORIGINAL_TEMPLATE = CHAT_TEMPLATE.replace("<IMG_CONTEXT>", "<image>")
 
 

@@ -16,6 +16,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def argmax(x: Tensor) -> Tensor:
+    """[num_rows] int32, as the sampler finds the best token, one number after the other."""
+    places = []
+    for row in x.tolist():
+        is_good = all(value == value for value in row) and abs(max(row)) < float("inf")
+        places.append(row.index(max(row)) if is_good else -1)
+    return torch.tensor(places, dtype=torch.int32)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """[..., hidden_size]"""
     wide = x.float()
@@ -29,8 +38,10 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos_sin: Tensor, float_angles: bool = False) -> Tensor:
     """x [num_tokens, heads, head_dim] with cos_sin [num_tokens, head_dim]."""
+    if float_angles:
+        return rotate(x.float(), cos_sin).to(x.dtype)
     cosine, sine = (part.to(x.dtype).unsqueeze(1) for part in cos_sin.chunk(2, dim=-1))
     low, high = x.chunk(2, dim=-1)
     return torch.cat([low * cosine - high * sine, high * cosine + low * sine], dim=-1)
@@ -38,7 +49,7 @@ def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
 
 def qk_norm_rope(
     qkv: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, cos_sin: Tensor, *,
-    num_heads: int, num_kv_heads: int, eps: float,
+    num_heads: int, num_kv_heads: int, eps: float, float_angles: bool = False,
 ) -> Tensor:
     """qkv after the op."""
     heads = qkv.unflatten(1, (num_heads + 2 * num_kv_heads, -1))
@@ -47,7 +58,8 @@ def qk_norm_rope(
         q = rms_norm(q, q_weight, eps)
     if k_weight is not None:
         k = rms_norm(k, k_weight, eps)
-    return torch.cat([rotate(q, cos_sin), rotate(k, cos_sin), v], dim=1).flatten(1)
+    q, k = (rotate(heads, cos_sin, float_angles) for heads in (q, k))
+    return torch.cat([q, k, v], dim=1).flatten(1)
 
 
 def find_row(visual: Tensor, text: Tensor, seq: int, slot: int) -> Tensor | None:

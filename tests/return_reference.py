@@ -43,12 +43,22 @@ def sketch_keys(keys: Tensor, channel_scale: Tensor, bits: int) -> tuple[Tensor,
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """[..., ceil(head_dim * bits / 8)]: byte j holds channels j, j + n, ..., lowest bits first."""
-    size = -(-codes.shape[-1] * bits // 8)
+    """[..., n] for n whole words: byte j holds channels j, j + n, ..., lowest bits first."""
+    size = -(-codes.shape[-1] * bits // 32) * 4
     packed = torch.zeros(*codes.shape[:-1], size, dtype=torch.uint8)
     for plane, part in enumerate(codes.split(size, dim=-1)):
         packed[..., : part.shape[-1]] |= part << plane * bits
     return packed
+
+
+def entries_of(sketch: ops.KeySketch, seq: int) -> tuple[Tensor, Tensor]:
+    """Packed codes [n, num_kv_heads, bytes] and scales [n, num_kv_heads] in the order of entries:
+    blocks of 16 of them are stored with the words of one head side by side."""
+    blocks, num_kv_heads, words = sketch.codes.shape[1:4]
+    codes = [sketch.codes[seq, i // 16, :, :, i % 16].reshape(num_kv_heads, 4 * words)
+             for i in range(16 * blocks)]
+    scales = [sketch.scales[seq, i // 16, :, i % 16] for i in range(16 * blocks)]
+    return torch.stack(codes), torch.stack(scales)
 
 
 def unpack(packed: Tensor, bits: int, head_dim: int) -> Tensor:
@@ -58,8 +68,8 @@ def unpack(packed: Tensor, bits: int, head_dim: int) -> Tensor:
 
 
 def sketch_logits(q: Tensor, visual: Tensor, sketch: ops.KeySketch, seq: int, slots: Tensor,
-                  scale: float) -> Tensor:
-    """[num_heads, n] of q [num_heads, head_dim]."""
+                  entries: Tensor, scale: float) -> Tensor:
+    """[num_heads, n] of q [num_heads, head_dim]; the key of slots[i] is entry entries[i]."""
     slots, (num_heads, head_dim) = slots.long(), q.shape
     group = num_heads // visual.shape[3]
     if sketch.bits == 16:
@@ -70,9 +80,10 @@ def sketch_logits(q: Tensor, visual: Tensor, sketch: ops.KeySketch, seq: int, sl
         largest = wide.abs().amax(-1)
         inverse = torch.where(largest > 0, 127 / largest, torch.zeros(()))
         q8 = (wide * inverse.unsqueeze(-1)).round().long()
-        codes = unpack(sketch.codes[seq, slots], sketch.bits, head_dim).long()
+        packed, scales = entries_of(sketch, seq)
+        codes = unpack(packed[entries], sketch.bits, head_dim).long()
         values = (2 * codes - (2**sketch.bits - 1)).repeat_interleave(group, dim=1)
-        scales = sketch.scales[seq, slots].repeat_interleave(group, dim=1).t()
+        scales = scales[entries].repeat_interleave(group, dim=1).t()
         dots = torch.einsum("hd,nhd->hn", q8, values).float()
         logits = dots * (largest / 127 * scale).unsqueeze(-1) * scales
     return torch.where(logits.isnan(), torch.full((), -torch.inf), logits)
@@ -101,14 +112,14 @@ def rank(shares: Tensor, slots: Tensor, most: int, mass: float) -> list[int]:
 
 def return_row(
     q: Tensor, visual: Tensor, rows: Tensor, sketch: ops.KeySketch, seq: int, reserve: Tensor,
-    scale: float, most: int, per_head: bool, mass: float,
+    entries: Tensor, scale: float, most: int, per_head: bool, mass: float,
 ) -> Returned:
     """One token: q [num_heads, head_dim] with base rows [n, 2, num_kv_heads, head_dim]."""
     num_kv_heads = visual.shape[3]
     group = len(q) // num_kv_heads
     keys = rows[:, 0].float().repeat_interleave(group, dim=1)
     exact = torch.einsum("hd,nhd->hn", q.float(), keys) * scale
-    logits = sketch_logits(q, visual, sketch, seq, reserve, scale)
+    logits = sketch_logits(q, visual, sketch, seq, reserve, entries, scale)
     shares = torch.cat([exact, logits], dim=1).softmax(1)[:, len(rows):].nan_to_num(0.0)
     shares = shares.unflatten(0, (num_kv_heads, group)).mean(1)  # [num_kv_heads, n]
     if not per_head:
@@ -142,9 +153,10 @@ def attention_with_return(
         rows = torch.cat([visual[seq, listed], text[seq, : int(text_len[seq])]])
         is_off = reserve_group is not None and group != reserve_group
         reserve = reserve_indices[seq, : 0 if is_off else int(reserve_len[seq])]
-        reserve = reserve[(reserve >= 0) & (reserve < visual.shape[1])]
+        entries = ((reserve >= 0) & (reserve < visual.shape[1])).nonzero().squeeze(1)
+        reserve = reserve[entries]
         own = per_head is not None and bool(per_head[seq])
         limit = 0.0 if mass is None else float(mass[seq])
-        results.append(return_row(q[i], visual, rows, sketch, seq, reserve, scale,
+        results.append(return_row(q[i], visual, rows, sketch, seq, reserve, entries, scale,
                                   int(max_returned[seq]), own, limit))
     return results

@@ -9,7 +9,7 @@ python=$(command -v "${1:-python3}")
 build=build/sanitize
 
 generator=$(command -v ninja >/dev/null && echo "-GNinja" || true)
-cmake -S . -B "$build" $generator -DPYDSTP_SANITIZE=ON -DPYDSTP_SIMT=ON \
+cmake -S . -B "$build" $generator -DPYDSTP_SANITIZE=ON -DPYDSTP_SIMT=ON -DPYDSTP_CUDA=OFF \
     -DPython_EXECUTABLE="$python" \
     -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)"
 cmake --build "$build" --parallel

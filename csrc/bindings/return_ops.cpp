@@ -1,6 +1,6 @@
 // Ops of same-step return: addresses in, params out.
 #include "bindings/arena.h"
-#include "common/thread_pool.h"
+#include "bindings/bind_op.h"
 #include "kernels/attention_return.h"
 #include "kernels/key_sketch.h"
 
@@ -21,19 +21,28 @@ using ReserveTuple = std::tuple<Address, Address, Address, Address, Address, int
 // (returned_indices, returned_len, return_capacity)
 using ReturnedTuple = std::tuple<Address, Address, int64_t>;
 
-void sketch_scale(ThreadPool& pool, const ArenaTuple& arena, const SketchTuple& sketch,
-                  Address slots, Address status, int64_t seq_idx, int64_t num_slots,
-                  int statistic) {
-  sketch_scale_cpu({make_arena(arena), make_sketch(sketch), pointer<int32_t>(slots),
-                    pointer<int32_t>(status), seq_idx, num_slots, statistic},
-                   pool);
+SketchScaleParams make_sketch_scale(const ArenaTuple& arena, const SketchTuple& sketch,
+                                    Address slots, Address status, int64_t seq_idx,
+                                    int64_t num_slots, int statistic) {
+  return {make_arena(arena),
+          make_sketch(sketch),
+          pointer<int32_t>(slots),
+          pointer<int32_t>(status),
+          seq_idx,
+          num_slots,
+          statistic};
 }
 
-void sketch_keys(ThreadPool& pool, const ArenaTuple& arena, const SketchTuple& sketch,
-                 Address slots, Address status, int64_t seq_idx, int64_t num_slots) {
-  sketch_keys_cpu({make_arena(arena), make_sketch(sketch), pointer<int32_t>(slots),
-                   pointer<int32_t>(status), seq_idx, num_slots},
-                  pool);
+SketchKeysParams make_sketch_keys(const ArenaTuple& arena, const SketchTuple& sketch, Address slots,
+                                  Address status, int64_t seq_idx, int64_t num_slots,
+                                  int64_t first_entry) {
+  return {make_arena(arena),
+          make_sketch(sketch),
+          pointer<int32_t>(slots),
+          pointer<int32_t>(status),
+          seq_idx,
+          num_slots,
+          first_entry};
 }
 
 ReturnedRows make_returned(const ReturnedTuple& t) {
@@ -41,8 +50,11 @@ ReturnedRows make_returned(const ReturnedTuple& t) {
   return {pointer<int32_t>(indices), pointer<int32_t>(len), capacity};
 }
 
-AttentionReturnParams make_return(const DecodeAttentionParams& attention, const SketchTuple& sketch,
-                                  const ReserveTuple& reserve, Address workspace) {
+AttentionReturnParams make_return(const AttentionTuple& listed, const MonitorTuple& monitor,
+                                  const SketchTuple& sketch, const ReserveTuple& reserve,
+                                  const ReturnedTuple& returned, Address workspace) {
+  DecodeAttentionParams attention = make_attention(listed, monitor);
+  attention.returned = make_returned(returned);
   const auto& [indices, len, max_returned, per_head, mass, capacity, group] = reserve;
   const KeySketch s = make_sketch(sketch);
   const int64_t row_bytes = return_row_bytes(attention.num_heads, attention.arena.num_kv_heads,
@@ -60,23 +72,13 @@ AttentionReturnParams make_return(const DecodeAttentionParams& attention, const 
           group};
 }
 
-void attention_return(ThreadPool& pool, const AttentionTuple& attention,
-                      const MonitorTuple& monitor, const SketchTuple& sketch,
-                      const ReserveTuple& reserve, const ReturnedTuple& returned,
-                      Address workspace) {
-  DecodeAttentionParams params = make_attention(attention, monitor);
-  params.returned = make_returned(returned);
-  attention_return_cpu(make_return(params, sketch, reserve, workspace), pool);
-}
-
 }  // namespace
 
 void bind_return_ops(py::module_& m) {
-  const py::call_guard<py::gil_scoped_release> no_gil;
   m.def("return_row_bytes", &return_row_bytes);
-  m.def("sketch_scale", &sketch_scale, no_gil);
-  m.def("sketch_keys", &sketch_keys, no_gil);
-  m.def("attention_return", &attention_return, no_gil);
+  PYDSTP_BIND(m, sketch_scale, &make_sketch_scale);
+  PYDSTP_BIND(m, sketch_keys, &make_sketch_keys);
+  PYDSTP_BIND(m, attention_return, &make_return);
 }
 
 }  // namespace pydstp

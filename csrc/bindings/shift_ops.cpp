@@ -3,8 +3,7 @@
 
 #include <array>
 
-#include "bindings/module.h"
-#include "common/thread_pool.h"
+#include "bindings/bind_op.h"
 #include "kernels/shift.h"
 
 namespace pydstp {
@@ -35,30 +34,35 @@ ShiftState make_state(const StateAddresses& a, int64_t max_batch, int64_t capaci
           capacity};
 }
 
-void shift_detect(ThreadPool& pool, const StateAddresses& state, int64_t max_batch,
-                  int64_t capacity, Address seq_idx, Address status, int64_t batch, int phase) {
-  shift_detect_cpu({make_state(state, max_batch, capacity), pointer<int32_t>(seq_idx),
-                    pointer<int32_t>(status), batch, phase},
-                   pool);
+ShiftDetectParams make_detect(const StateAddresses& state, int64_t max_batch, int64_t capacity,
+                              Address seq_idx, Address status, int64_t batch, int phase) {
+  return {make_state(state, max_batch, capacity), pointer<int32_t>(seq_idx),
+          pointer<int32_t>(status), batch, phase};
 }
 
-void shift_select(ThreadPool& pool, const StateAddresses& state, int64_t max_batch,
-                  int64_t capacity, Address seq_idx, Address visible_indices, Address visible_len,
-                  Address status, int64_t batch, int64_t num_groups, int64_t list_capacity,
-                  int64_t group_idx, Address mass, int64_t num_heads) {
-  shift_select_cpu(
-      {make_state(state, max_batch, capacity), pointer<int32_t>(seq_idx),
-       pointer<int32_t>(visible_indices), pointer<int32_t>(visible_len), pointer<int32_t>(status),
-       batch, num_groups, list_capacity, group_idx, pointer<float>(mass), num_heads},
-      pool);
+ShiftSelectParams make_select(const StateAddresses& state, int64_t max_batch, int64_t capacity,
+                              Address seq_idx, Address visible_indices, Address visible_len,
+                              Address status, int64_t batch, int64_t num_groups,
+                              int64_t list_capacity, int64_t group_idx, Address mass,
+                              int64_t num_heads) {
+  return {make_state(state, max_batch, capacity),
+          pointer<int32_t>(seq_idx),
+          pointer<int32_t>(visible_indices),
+          pointer<int32_t>(visible_len),
+          pointer<int32_t>(status),
+          batch,
+          num_groups,
+          list_capacity,
+          group_idx,
+          pointer<float>(mass),
+          num_heads};
 }
 
 }  // namespace
 
 void bind_shift_ops(py::module_& m) {
-  const py::call_guard<py::gil_scoped_release> no_gil;
-  m.def("shift_detect", &shift_detect, no_gil);
-  m.def("shift_select", &shift_select, no_gil);
+  PYDSTP_BIND(m, shift_detect, &make_detect);
+  PYDSTP_BIND(m, shift_select, &make_select);
 }
 
 }  // namespace pydstp

@@ -39,14 +39,14 @@ void fold_row(const AttentionReturnParams& p, const ReturnTask& task, int64_t ro
   if (task.reserve.len == 0 || p.sketch.bits > 8) return;
   const ReturnRow r = return_row(p, row);
   const int64_t group = a.num_heads / a.arena.num_kv_heads, dim = a.arena.head_dim;
-  const int64_t stride = sketch_plane_stride(p);
+  const int64_t size = q8_size(p.sketch.bits, dim);
   for (int64_t h = 0; h < a.num_heads; ++h) {
     const int64_t place = task.view.seq * a.arena.num_kv_heads + h / group;
-    int8_t* q8 = r.q8 + h * sketch_planes(p) * stride;
+    int8_t* q8 = r.q8 + h * size;
     int32_t sum;
     const float largest = fold_channels(query<T>(p, row, h),
                                         p.sketch.channel_scale + place * (dim / 2), dim, q8, &sum);
-    spread_planes(q8, dim, p.sketch.bits, stride);
+    memset(q8 + dim, 0, static_cast<size_t>(size - dim));
     r.q_scale[h] = largest / 127.0f * a.scale;
     r.q_sum[h] = ((1 << p.sketch.bits) - 1) * sum;
   }
@@ -55,57 +55,35 @@ void fold_row(const AttentionReturnParams& p, const ReturnTask& task, int64_t ro
 SketchChunk find_entries(const AttentionReturnParams& p, const ReturnTask& task, int64_t chunk) {
   SketchChunk c;
   const int64_t first = chunk * kAttentionChunk, capacity = p.attention.arena.visual_capacity;
-  int64_t stand_in = -1;
+  const int64_t count = min_of(kAttentionChunk, task.reserve.len - first);
+  int64_t named = 0;
   for (int64_t i = 0; i < kAttentionChunk; ++i) {
-    const bool is_entry = first + i < task.reserve.len;
-    const int64_t slot = is_entry ? task.reserve.slots[first + i] : -1;
-    const bool is_slot = is_index(slot, capacity);
-    if (is_entry && !is_slot) report(p.attention, kBadSlot);
-    if (is_slot && stand_in < 0) stand_in = slot;
-    c.slots[i] = is_slot ? slot : -1;
+    const bool is_slot = i < count && is_index(task.reserve.slots[first + i], capacity);
     c.bias[i] = is_slot ? 0.0f : -__builtin_inff();
+    named += is_slot;
   }
-  c.num_entries = stand_in < 0 ? 0 : min_of(kAttentionChunk, task.reserve.len - first);
-  for (int64_t i = 0; i < kAttentionChunk && stand_in >= 0; ++i) {
-    if (c.slots[i] < 0) c.slots[i] = stand_in;
-  }
+  if (named < count) report(p.attention, kBadSlot);
+  c.num_entries = named > 0 ? count : 0;
   return c;
-}
-
-// Where the codes of a chunk lie, and those of later entries.
-void find_codes(const AttentionReturnParams& p, const ReturnTask& task, int64_t first,
-                SketchChunk& c) {
-  const KvArena& arena = p.attention.arena;
-  const int64_t bytes = sketch_head_bytes(p.sketch.bits, arena.head_dim);
-  for (int64_t i = 0; i < kAttentionChunk; ++i) {
-    const int64_t begin = task.view.seq * arena.visual_capacity, later = first + i + kRowsAhead;
-    const int64_t slot = task.reserve.slots[min_of(later, task.reserve.len - 1)];
-    const int64_t next = is_index(slot, arena.visual_capacity) ? slot : c.slots[i];
-    c.codes[i] = p.sketch.codes + (begin + c.slots[i]) * arena.num_kv_heads * bytes;
-    c.ahead[i] = p.sketch.codes + (begin + next) * arena.num_kv_heads * bytes;
-    c.scales[i] = p.sketch.scales + (begin + c.slots[i]) * arena.num_kv_heads;
-  }
 }
 
 // Logits [num_heads, kAttentionChunk] from codes.
 template <int kBits>
 void score_sketch(const AttentionReturnParams& p, const SketchChunk& c, const ReturnRow& r,
-                  float* logits) {
-  const DecodeAttentionParams& a = p.attention;
-  const int64_t kv_heads = a.arena.num_kv_heads, group = a.num_heads / kv_heads;
-  const int64_t bytes = sketch_head_bytes(kBits, a.arena.head_dim), stride = sketch_plane_stride(p);
-  const int64_t head_stride = 8 / kBits * stride;
-  for (int64_t i = 0; i < c.num_entries; i += kLanes) {
+                  int64_t seq, int64_t first, float* logits) {
+  const KvArena& arena = p.attention.arena;
+  const int64_t kv_heads = arena.num_kv_heads, group = p.attention.num_heads / kv_heads;
+  const int64_t bytes = sketch_head_bytes(kBits, arena.head_dim);
+  for (int64_t i = 0; i < c.num_entries; i += kSketchBlock) {
     for (int64_t kv = 0; kv < kv_heads; ++kv) {
       const int64_t h = kv * group;
-      const SketchHead head = {kv,
-                               r.q8 + h * head_stride,
+      const SketchHead head = {sketch_codes(p.sketch, arena, seq, first + i, kv),
+                               sketch_scale_at(p.sketch, arena, seq, first + i, kv),
+                               r.q8 + h * 8 / kBits * bytes,
                                r.q_scale + h,
                                r.q_sum + h,
-                               logits + h * kAttentionChunk,
-                               bytes,
-                               stride,
-                               head_stride};
+                               logits + h * kAttentionChunk + i,
+                               bytes};
       score_group<kBits>(c, head, group, i);
     }
   }
@@ -113,8 +91,8 @@ void score_sketch(const AttentionReturnParams& p, const SketchChunk& c, const Re
 
 // Logits [num_heads, kAttentionChunk] from the keys themselves.
 template <typename T>
-void score_keys_of(const AttentionReturnParams& p, const SketchChunk& c, int64_t seq, int64_t row,
-                   float* logits) {
+void score_keys_of(const AttentionReturnParams& p, const SketchChunk& c, const int32_t* slots,
+                   int64_t seq, int64_t row, float* logits) {
   const KvArena& arena = p.attention.arena;
   const int64_t group = p.attention.num_heads / arena.num_kv_heads;
   ChunkView<T> view;
@@ -124,7 +102,9 @@ void score_keys_of(const AttentionReturnParams& p, const SketchChunk& c, int64_t
   view.scale = p.attention.scale;
   const int64_t row_size = 2 * arena.num_kv_heads * arena.head_dim;
   const T* base = static_cast<const T*>(arena.visual) + seq * arena.visual_capacity * row_size;
-  for (int64_t i = 0; i < c.num_entries; ++i) view.rows[i] = base + c.slots[i] * row_size;
+  for (int64_t i = 0; i < c.num_entries; ++i) {
+    view.rows[i] = base + (c.bias[i] == 0.0f ? slots[i] : 0) * row_size;
+  }
   for (int64_t kv = 0; kv < arena.num_kv_heads; kv += kKvHeadsTogether) {
     view.kv_begin = kv;
     view.num_kv = min_of(kKvHeadsTogether, arena.num_kv_heads - kv);
@@ -136,18 +116,17 @@ void score_keys_of(const AttentionReturnParams& p, const SketchChunk& c, int64_t
 
 template <typename T>
 void score_entries(const AttentionReturnParams& p, const ReturnTask& task, int64_t row,
-                   int64_t chunk, SketchChunk& c, float* logits) {
-  if (p.sketch.bits == 16) return score_keys_of<T>(p, c, task.view.seq, row, logits);
+                   const SketchChunk& c, int64_t first, float* logits) {
   const ReturnRow r = return_row(p, row);
-  find_codes(p, task, chunk * kAttentionChunk, c);
   switch (p.sketch.bits) {
     case 2:
-      return score_sketch<2>(p, c, r, logits);
+      return score_sketch<2>(p, c, r, task.view.seq, first, logits);
     case 4:
-      return score_sketch<4>(p, c, r, logits);
+      return score_sketch<4>(p, c, r, task.view.seq, first, logits);
     case 8:
-      return score_sketch<8>(p, c, r, logits);
+      return score_sketch<8>(p, c, r, task.view.seq, first, logits);
   }
+  score_keys_of<T>(p, c, task.reserve.slots + first, task.view.seq, row, logits);
 }
 
 template <typename T>
@@ -155,12 +134,14 @@ void score_chunk(const AttentionReturnParams& p, const ReturnTask& task, int64_t
                  int64_t chunk) {
   const int64_t num_heads = p.attention.num_heads;
   const ReturnRow r = return_row(p, row);
-  SketchChunk c = find_entries(p, task, chunk);
+  const SketchChunk c = find_entries(p, task, chunk);
   float* logits = r.logits + chunk * num_heads * kAttentionChunk;
-  for (int64_t i = 0; i < num_heads * kAttentionChunk; i += kLanes) {
-    store(logits + i, splat(-__builtin_inff()));
+  if (c.num_entries < kAttentionChunk) {
+    for (int64_t i = 0; i < num_heads * kAttentionChunk; i += kLanes) {
+      store(logits + i, splat(-__builtin_inff()));
+    }
   }
-  if (c.num_entries > 0) score_entries<T>(p, task, row, chunk, c, logits);
+  if (c.num_entries > 0) score_entries<T>(p, task, row, c, chunk * kAttentionChunk, logits);
   for (int64_t h = 0; h < num_heads; ++h) {
     const int64_t place = chunk * num_heads + h;
     sum_logits(logits + h * kAttentionChunk, r.maxima + place, r.sums + place);

@@ -28,7 +28,7 @@ struct Tier {
           tier::decode_attention, copy_into_arena, copy_from_arena, average_rows, detect_shifts, \
           select_slots, tier::attention_return, tier::sketch_scale, tier::sketch_keys,           \
           tier::prefill_attention, tier::quantise_rows, tier::dequantise_rows,                   \
-          tier::quantised_linear                                                                 \
+          tier::quantised_linear, find_largest                                                   \
     }                                                                                            \
   }
 
@@ -48,12 +48,12 @@ void without_pool(const Params& p, ThreadPool&) {
   kTwin(p);
 }
 
-// linear and prefill_attention have no twins: on a GPU they are the library's. Quantised matrices
-// are the CPU's alone.
+// prefill_attention has no twin: on a GPU it is the library's. Quantised matrices are the CPU's
+// alone.
 Tier simt_twins() {
   return {
       "simt",
-      {portable::linear, without_pool<RmsNormParams, rms_norm_simt>,
+      {without_pool<LinearParams, linear_simt>, without_pool<RmsNormParams, rms_norm_simt>,
        without_pool<SiluAndMulParams, silu_and_mul_simt>,
        without_pool<QkNormRopeParams, qk_norm_rope_simt>,
        without_pool<DecodeAttentionParams, decode_attention_simt>,
@@ -63,7 +63,8 @@ Tier simt_twins() {
        without_pool<AttentionReturnParams, attention_return_simt>,
        without_pool<SketchScaleParams, sketch_scale_simt>,
        without_pool<SketchKeysParams, sketch_keys_simt>, portable::prefill_attention,
-       portable::quantise_rows, portable::dequantise_rows, portable::quantised_linear}};
+       portable::quantise_rows, portable::dequantise_rows, portable::quantised_linear,
+       without_pool<ArgmaxParams, argmax_simt>}};
 }
 #endif
 
@@ -170,6 +171,8 @@ void quantise_rows_cpu(const QuantiseRowsParams& p, ThreadPool& pool) {
 void dequantise_rows_cpu(const DequantiseRowsParams& p, ThreadPool& pool) {
   kernels().dequantise_rows(p, pool);
 }
+
+void argmax_cpu(const ArgmaxParams& p, ThreadPool& pool) { kernels().argmax(p, pool); }
 
 void quantised_linear_cpu(const QuantisedLinearParams& p, ThreadPool& pool) {
   kernels().quantised_linear(p, pool);

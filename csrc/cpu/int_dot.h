@@ -32,8 +32,8 @@ PYDSTP_INLINE U32 load_bytes(const uint8_t* p, int64_t n) {
 #endif
 }
 
-// sums[i] += codes[4i] q[4i] + ... + codes[4i + 3] q[4i + 3], or any other way to share the
-// products of a vector between the lanes. Codes lie in [0, 2^kBits), q in [-127, 127].
+// sums[i] += codes[4i] q[4i] + ... + codes[4i + 3] q[4i + 3]. Codes lie in [0, 2^kBits), q in
+// [-127, 127].
 template <int kBits>
 PYDSTP_INLINE I32 add_products(I32 sums, U32 codes, U32 q) {
 #if defined(PYDSTP_TIER_AVX512BF16) || defined(PYDSTP_TIER_AVX512BF16_EMULATED)
@@ -64,38 +64,6 @@ PYDSTP_INLINE I32 add_products(I32 sums, U32 codes, const int8_t* q) {
   U32 weights;
   memcpy(&weights, q, sizeof(weights));
   return add_products<kBits>(sums, codes, weights);
-}
-
-// a and b hold the lanes of N / 2 rows each, in the form that this function gives; so does the
-// result for all N. With N = kLanes, lane i is the sum of row i.
-template <int N>
-PYDSTP_INLINE I32 join_rows(I32 a, I32 b) {
-#if defined(PYDSTP_TIER_AVX512BF16)
-  const __m512i x = (__m512i)a, y = (__m512i)b;
-  if constexpr (N == 2) {
-    return (I32)_mm512_maskz_unpacklo_epi32(0xffff, x, y) +
-           (I32)_mm512_maskz_unpackhi_epi32(0xffff, x, y);
-  } else if constexpr (N == 4) {
-    return (I32)_mm512_maskz_unpacklo_epi64(0xff, x, y) +
-           (I32)_mm512_maskz_unpackhi_epi64(0xff, x, y);
-  } else {
-    return (I32)_mm512_maskz_shuffle_i32x4(0xffff, x, y, 0x88) +
-           (I32)_mm512_maskz_shuffle_i32x4(0xffff, x, y, 0xdd);
-  }
-#elif defined(PYDSTP_TIER_AVX2)
-  const __m256i x = (__m256i)a, y = (__m256i)b;
-  if constexpr (N < 8) return (I32)_mm256_hadd_epi32(x, y);
-  return (I32)_mm256_permute2x128_si256(x, y, 0x20) + (I32)_mm256_permute2x128_si256(x, y, 0x31);
-#else
-  if constexpr (N == 2) {
-    int32_t sum_a = 0, sum_b = 0;
-    for (int i = 0; i < kLanes; ++i) sum_a += a[i];
-    for (int i = 0; i < kLanes; ++i) sum_b += b[i];
-    return I32{sum_a, sum_b};
-  }
-  for (int i = 0; i < N / 2; ++i) a[N / 2 + i] = b[i];
-  return a;
-#endif
 }
 
 }  // namespace PYDSTP_TIER

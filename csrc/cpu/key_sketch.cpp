@@ -67,10 +67,14 @@ void measure(const SketchScaleParams& p, ThreadPool& pool) {
   });
 }
 
-// Up to kLanes channels of a key, in units of their channel scales; they lie in one half of it.
+// Channels [d, d + n) of a key, in units of their channel scales; n <= kLanes. The other lanes are
+// NaN.
 template <typename T>
 F32 scaled_channels(const T* key, const float* channel_scale, int64_t pairs, int64_t d, int64_t n) {
-  return load_first(key + d, n) / load_first(channel_scale + d % pairs, n);
+  const int64_t whole = min_of(n, pairs - d % pairs);
+  F32 x = load_first(key + d, whole) / load_first(channel_scale + d % pairs, whole);
+  for (int64_t i = whole; i < n; ++i) x[i] = to_float(key[d + i]) / channel_scale[(d + i) % pairs];
+  return x;
 }
 
 // The scale of one key.
@@ -100,7 +104,7 @@ I32 codes_of(int64_t bits, F32 steps) {
   return whole + (I32)(__builtin_convertvector(whole, F32) > bounded) + (1 << (bits - 1));
 }
 
-// One key, with channel_scale [head_dim / 2]; codes [sketch_head_bytes]. Returns its scale.
+// One key, with channel_scale [head_dim / 2]; codes: as sketch_codes gives it. Returns its scale.
 template <typename T>
 float write_codes(const SketchKeysParams& p, const T* key, const float* channel_scale,
                   uint8_t* codes) {
@@ -109,33 +113,32 @@ float write_codes(const SketchKeysParams& p, const T* key, const float* channel_
   const int64_t bytes = sketch_head_bytes(bits, head_dim);
   const float scale = measure_key(p, key, channel_scale);
   const float inverse = scale > 0 ? 0.5f / scale : 0.0f;
-  memset(codes, 0, static_cast<size_t>(bytes));
-  for (int64_t d = 0; d < head_dim;) {
-    const int64_t place = d % bytes, room = min_of(head_dim - d, bytes - place);
-    const int64_t n = min_of(kLanes, min_of(room, pairs - d % pairs));
-    const F32 x = scaled_channels(key, channel_scale, pairs, d, n);
-    const I32 shifted = codes_of(bits, x * inverse) << static_cast<int32_t>(d / bytes * bits);
+  for (int64_t j = 0; j < bytes; j += kLanes) {
     Lanes lanes = {};
-    memcpy(&lanes, codes + place, static_cast<size_t>(n));
-    lanes |= __builtin_convertvector(shifted, Lanes);
-    memcpy(codes + place, &lanes, static_cast<size_t>(n));
-    d += n;
+    for (int64_t d = j, shift = 0; d < head_dim; d += bytes, shift += bits) {
+      const int64_t n = min_of(min_of(kLanes, bytes - j), head_dim - d);
+      const I32 found = codes_of(bits, scaled_channels(key, channel_scale, pairs, d, n) * inverse);
+      lanes |= __builtin_convertvector(found << static_cast<int32_t>(shift), Lanes);
+    }
+    for (int64_t i = 0; i < min_of(kLanes, bytes - j); i += 4) {
+      memcpy(codes + byte_offset(j + i), reinterpret_cast<const char*>(&lanes) + i, 4);
+    }
   }
   return scale;
 }
 
+// Entry first_entry + i.
 template <typename T>
-void write_token(const SketchKeysParams& p, int64_t slot) {
+void write_entry(const SketchKeysParams& p, int64_t i) {
   const KvArena& arena = p.arena;
-  const int64_t bytes = sketch_head_bytes(p.sketch.bits, arena.head_dim);
+  const int64_t entry = p.first_entry + i;
   for (int64_t kv = 0; kv < arena.num_kv_heads; ++kv) {
-    const T* key = find_key<T>(p, slot, kv);
+    const T* key = find_key<T>(p, p.slots[i], kv);
     if (!key) return;
-    const int64_t place = (p.seq_idx * arena.visual_capacity + slot) * arena.num_kv_heads + kv;
     const int64_t head = p.seq_idx * arena.num_kv_heads + kv;
-    p.sketch.scales[place] =
-        write_codes(p, key, p.sketch.channel_scale + head * (arena.head_dim / 2),
-                    p.sketch.codes + place * bytes);
+    const float* channel_scale = p.sketch.channel_scale + head * (arena.head_dim / 2);
+    *sketch_scale_at(p.sketch, arena, p.seq_idx, entry, kv) =
+        write_codes(p, key, channel_scale, sketch_codes(p.sketch, arena, p.seq_idx, entry, kv));
   }
 }
 
@@ -144,7 +147,7 @@ void write_keys(const SketchKeysParams& p, ThreadPool& pool) {
   const int64_t size = max_of(1, p.arena.num_kv_heads * p.arena.head_dim);
   pool.parallel_for(0, p.num_slots, ceil_div(kElementsPerPart, size),
                     [&p](int64_t begin, int64_t end) {
-                      for (int64_t i = begin; i < end; ++i) write_token<T>(p, p.slots[i]);
+                      for (int64_t i = begin; i < end; ++i) write_entry<T>(p, i);
                     });
 }
 

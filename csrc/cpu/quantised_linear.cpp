@@ -12,6 +12,7 @@ constexpr int64_t kSteps = kGroupColumns / kStepColumns;
 constexpr int64_t kGroupBytes = kTileRows * kGroupColumns;
 constexpr int64_t kBytesPerPart = 65536;  // less is not worth waking a thread
 constexpr int64_t kGroupsPerPart = 256;
+constexpr int64_t kAheadBytes = 32768;  // of codes that are on their way to the second level
 
 // Up to kGroupColumns numbers of a token -> kGroupColumns codes; returns the scale.
 template <typename T>
@@ -71,7 +72,9 @@ PYDSTP_INLINE void add_group(const uint8_t* codes, F32 scales, const TokenGroup 
   PYDSTP_UNROLL for (int m = 0; m < M; ++m) products[m][0] = I32{} + tokens[m].offset;
   for (int64_t k = 0; k < kSteps; k += kChains) {
     PYDSTP_UNROLL for (int c = 0; c < kChains; ++c) {
-      const U32 block = load_bytes(codes + (k + c) * kTileRows * kStepColumns, kBytes);
+      const uint8_t* place = codes + (k + c) * kTileRows * kStepColumns;
+      const U32 block = load_bytes(place, kBytes);
+      if constexpr (M == 8) __builtin_prefetch(place + kAheadBytes, 0, 2);
       PYDSTP_UNROLL for (int m = 0; m < M; ++m) {
         uint32_t columns;
         memcpy(&columns, tokens[m].codes + (k + c) * kStepColumns, sizeof(columns));

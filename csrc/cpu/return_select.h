@@ -1,7 +1,7 @@
 // Which entries of a reserve return: the best by share, found chunk by chunk.
 //
-// A chunk's largest logits bound the shares of its entries. So chunks are opened (their shares
-// computed) only when their bound is above everything that is known: usually a few of many.
+// Shares are bounded from above without exp, at a few instructions each. So chunks are opened
+// (their shares computed) only when their bound is above everything that is known: a few of many.
 #pragma once
 
 #include "cpu/attention_monitor.h"
@@ -68,25 +68,49 @@ static inline void normalise(const ReturnList& l, const Tails& base, const Tails
   }
 }
 
-// Bounds of the shares of every chunk; returns the sum of all shares.
-static inline float bound_chunks(const ReturnList& l) {
+// The sum of all shares of a list.
+static inline float sum_shares(const ReturnList& l) {
   float all = 0.0f;
   for (int64_t c = 0; c < l.reserve.num_chunks(); ++c) {
-    F32 bounds = {}, sums = {};
+    F32 sums = {};
     for (int64_t i = 0; i < l.heads; i += kLanes) {
       const int64_t h = l.head_begin + i, n = l.heads - i, place = c * l.num_heads + h;
       const F32 maxima = load_heads(l.row.maxima + place, 1, n, -__builtin_inff());
       const F32 peaks = load_heads(l.row.peak + h, 1, n, 0.0f);
-      const F32 highest =
-          without_nan(exp_of(maxima - peaks) * load_heads(l.row.factor + h, 1, n, 0.0f));
-      bounds += highest;
-      sums += without_nan(highest * load_heads(l.row.sums + place, 1, n, 0.0f));
+      const F32 weights = exp_of(maxima - peaks) * load_heads(l.row.factor + h, 1, n, 0.0f);
+      sums += without_nan(weights * load_heads(l.row.sums + place, 1, n, 0.0f));
     }
     all += sum_lanes(sums);
-    l.best[c] = sum_lanes(bounds) * 1.0001f;  // more than rounding can take away
-    l.is_open[c] = 0;
   }
   return all;
+}
+
+// At least e^x and at most 6.2 % more, for x <= 0: 2^(n + f) <= 2^n (1 + f), and a float's bits are
+// n and f. Where exp_of gives 0, or x is NaN, it may be anything from 0 on.
+static inline F32 bound_exp(F32 x) {
+  constexpr float kOne = 8388608.0f;  // 2^23: of the exponent
+  const F32 bits = multiply_add(x, splat(1.44269504f * kOne), splat(127.0f * kOne));
+  return (F32) __builtin_convertvector(bits > 0.0f ? bits : F32{}, I32);
+}
+
+// A bound of the shares of every chunk; none of them is open.
+static inline void bound_chunks(const ReturnList& l) {
+  constexpr int kVectors = kAttentionChunk / kLanes;
+  for (int64_t c = 0; c < l.reserve.num_chunks(); ++c) {
+    const float* logits = l.row.logits + (c * l.num_heads + l.head_begin) * kAttentionChunk;
+    F32 bounds[kVectors] = {};
+    for (int64_t h = 0; h < l.heads; ++h, logits += kAttentionChunk) {
+      const float peak = l.row.peak[l.head_begin + h];
+      const F32 factor = splat(l.row.factor[l.head_begin + h]);
+      PYDSTP_UNROLL for (int i = 0; i < kVectors; ++i) {
+        bounds[i] = multiply_add(bound_exp(load(logits + i * kLanes) - peak), factor, bounds[i]);
+      }
+    }
+    F32 highest = bounds[0];
+    PYDSTP_UNROLL for (int i = 1; i < kVectors; ++i) highest = larger(bounds[i], highest);
+    l.best[c] = max_lanes(highest) * 1.0001f;  // more than rounding can take away
+    l.is_open[c] = 0;
+  }
 }
 
 static inline bool is_candidate(const ReturnList& l, int64_t entry) {
@@ -132,19 +156,20 @@ static inline float find_largest(const ReturnList& l) {
   }
 }
 
-// Takes the entry with this share and the lowest slot out of the competition.
-static inline void take_entry(const ReturnList& l, float share) {
+// Takes the entry with this share and the lowest slot out of the competition; returns its slot.
+static inline int32_t take_entry(const ReturnList& l, float share) {
   int64_t taken = -1;
   for (int64_t c = 0; c < l.reserve.num_chunks(); ++c) {
     if (l.best[c] != share) continue;
     for (int64_t i = c * kAttentionChunk; i < (c + 1) * kAttentionChunk; ++i) {
-      const bool is_lower = taken < 0 || l.reserve.slots[i] < l.reserve.slots[taken];
-      if (l.shares[i] == share && is_lower) taken = i;
+      if (l.shares[i] != share) continue;
+      if (taken < 0 || l.reserve.slots[i] < l.reserve.slots[taken]) taken = i;
     }
   }
   l.shares[taken] = kTaken;
   const int64_t c = taken / kAttentionChunk;
   l.best[c] = max_of_two(largest(l.shares + c * kAttentionChunk, kAttentionChunk), kNoEntry);
+  return l.reserve.slots[taken];
 }
 
 // Adds a slot to a sorted list of len.
@@ -156,21 +181,21 @@ static inline void insert_slot(int32_t* slots, int64_t len, int32_t slot) {
 // Writes the entries that return to `slots` [max_returned], ascending; returns how many.
 static inline int64_t select_entries(const ReturnList& l, int32_t* slots) {
   const ReserveView& reserve = l.reserve;
-  int64_t candidates = 0, taken = 0, len = 0;
-  for (int64_t i = 0; i < reserve.len; ++i) candidates += is_candidate(l, i);
-  const bool takes_all = reserve.max_returned >= candidates && !(reserve.mass > 0.0f);
-  float missing = takes_all ? 0.0f : bound_chunks(l);
-  while (!takes_all && taken < min_of(candidates, reserve.max_returned)) {
+  int64_t len = 0;
+  if (reserve.max_returned >= reserve.len && !(reserve.mass > 0.0f)) {
+    for (int64_t i = 0; i < reserve.len; ++i) {
+      if (is_candidate(l, i)) insert_slot(slots, len++, reserve.slots[i]);
+    }
+    return len;
+  }
+  bound_chunks(l);
+  float missing = reserve.mass > 0.0f ? sum_shares(l) : 0.0f;
+  while (len < reserve.max_returned) {
     if (reserve.mass > 0.0f && missing < reserve.mass) break;
     const float share = find_largest(l);
-    take_entry(l, share);
+    if (share < 0.0f) break;  // none is left
+    insert_slot(slots, len++, take_entry(l, share));
     missing -= share;
-    ++taken;
-  }
-  for (int64_t i = 0; i < reserve.len; ++i) {
-    const bool is_known = takes_all || l.is_open[i / kAttentionChunk];
-    const bool returns = takes_all ? is_candidate(l, i) : is_known && l.shares[i] == kTaken;
-    if (returns) insert_slot(slots, len++, reserve.slots[i]);
   }
   return len;
 }

@@ -13,17 +13,12 @@ constexpr int kSketchHeads = 4;  // that share one walk over the codes
 #else
 constexpr int kSketchHeads = 2;
 #endif
-constexpr int64_t kRowsAhead = 32;  // how far before their use codes are asked for
+static_assert(kSketchBlock % kLanes == 0 && kAttentionChunk % kSketchBlock == 0, "whole vectors");
 
-// The entries of a chunk. Those that name no slot, and places past the end, have the first one that
-// does in their stead.
+// The entries of a chunk.
 struct SketchChunk {
-  int64_t slots[kAttentionChunk];
-  float bias[kAttentionChunk];            // 0, or -inf for entries that name no slot
-  int64_t num_entries;                    // 0: none of them does
-  const uint8_t* codes[kAttentionChunk];  // [num_kv_heads, head_bytes] of each slot
-  const uint8_t* ahead[kAttentionChunk];  // the same, kRowsAhead entries further
-  const float* scales[kAttentionChunk];   // [num_kv_heads]
+  float bias[kAttentionChunk];  // 0, or -inf for those that name no slot and past the end
+  int64_t num_entries;          // 0: none of them names a slot
 
   F32 finish(F32 logits, int64_t i) const {
     const F32 sums = logits + load(bias + i);
@@ -31,14 +26,15 @@ struct SketchChunk {
   }
 };
 
-// Query heads of one KV head, folded.
+// A block of codes of one KV head, and its query heads, folded.
 struct SketchHead {
-  int64_t kv;
-  const int8_t* q8;  // [group, planes, plane_stride]
+  const uint8_t* codes;  // [head_bytes / 4, kSketchBlock, 4]
+  const float* scales;   // [kSketchBlock]
+  const int8_t* q8;      // [group, q8_size]
   const float* q_scale;
   const int32_t* q_sum;
-  float* logits;  // [group, kAttentionChunk]
-  int64_t head_bytes, plane_stride, head_stride;
+  float* logits;  // [group, kAttentionChunk], of the first entry
+  int64_t head_bytes;
 };
 
 template <int G>
@@ -46,65 +42,49 @@ struct HeadSums {
   I32 of[G];
 };
 
-// kBlocks: vectors in a head's codes; 0: any number of bytes.
-template <int kBits, int G, int kBlocks>
-PYDSTP_INLINE HeadSums<G> dot_row(const uint8_t* row, const SketchHead& head) {
+// Sums over channels, for kLanes entries: one per lane. q8 is read by words that all lanes share.
+template <int kBits, int G>
+PYDSTP_INLINE HeadSums<G> dot_codes(const SketchHead& head, int64_t first) {
+  constexpr int kPlanes = 8 / kBits, kSums = kPlanes > 1 ? 2 : 1;  // independent ones
   constexpr uint32_t kMask = 0x01010101u * ((1u << kBits) - 1);
-  const int64_t bytes = kBlocks ? kBlocks * kBytes : head.head_bytes;
-  HeadSums<G> sums = {};
-  for (int64_t b = 0; b < bytes; b += kBytes) {
-    const U32 block = load_bytes(row + b, bytes - b);
-    PYDSTP_UNROLL for (int plane = 0; plane < 8 / kBits; ++plane) {
-      const U32 codes = block >> static_cast<uint32_t>(plane * kBits) & kMask;
-      const int8_t* q8 = head.q8 + plane * head.plane_stride + b;
+  const int64_t bytes = head.head_bytes;
+  I32 sums[G][kSums] = {};
+  for (int64_t j = 0; j < bytes; j += 4) {
+    const U32 words = load_bytes(head.codes + byte_offset(j) + 4 * first, kBytes);
+    PYDSTP_UNROLL for (int plane = 0; plane < kPlanes; ++plane) {
+      const U32 codes = words >> static_cast<uint32_t>(plane * kBits) & kMask;
       PYDSTP_UNROLL for (int g = 0; g < G; ++g) {
-        sums.of[g] = add_products<kBits>(sums.of[g], codes, q8 + g * head.head_stride);
+        uint32_t q;
+        memcpy(&q, head.q8 + (g * kPlanes + plane) * bytes + j, sizeof(q));
+        I32& sum = sums[g][plane % kSums];
+        sum = add_products<kBits>(sum, codes, U32{} + q);
       }
     }
   }
-  return sums;
+  HeadSums<G> totals;
+  for (int g = 0; g < G; ++g) totals.of[g] = kSums > 1 ? sums[g][0] + sums[g][1] : sums[g][0];
+  return totals;
 }
 
-template <int kBits, int G, int kBlocks, int N>
-PYDSTP_INLINE HeadSums<G> dot_codes(const uint8_t* const* rows, const SketchHead& head) {
-  if constexpr (N == 1) {
-    return dot_row<kBits, G, kBlocks>(*rows + head.kv * head.head_bytes, head);
-  } else {
-    HeadSums<G> sums = dot_codes<kBits, G, kBlocks, N / 2>(rows, head);
-    const auto others = dot_codes<kBits, G, kBlocks, N / 2>(rows + N / 2, head);
-    for (int g = 0; g < G; ++g) sums.of[g] = join_rows<N>(sums.of[g], others.of[g]);
-    return sums;
-  }
-}
-
-// Logits of G query heads for kLanes entries from i on.
-template <int kBits, int G, int kBlocks>
-static void score_codes(const SketchChunk& chunk, const SketchHead& head, int64_t i) {
-  float scales[kLanes];
-  for (int64_t j = 0; j < kLanes; ++j) scales[j] = chunk.scales[i + j][head.kv];
-  const auto sums = dot_codes<kBits, G, kBlocks, kLanes>(chunk.codes + i, head);
-  for (int g = 0; g < G; ++g) {
-    const F32 dots = __builtin_convertvector(2 * sums.of[g] - head.q_sum[g], F32);
-    const F32 logits = dots * head.q_scale[g] * load(scales);
-    store(head.logits + g * kAttentionChunk + i, chunk.finish(logits, i));
-  }
-}
-
+// Logits of G query heads for the entries of a block, which begins at entry i of the chunk.
 template <int kBits, int G>
 static void score_heads(const SketchChunk& chunk, const SketchHead& head, int64_t i) {
-  if (head.head_bytes == kBytes) return score_codes<kBits, G, 1>(chunk, head, i);
-  if (head.head_bytes == 2 * kBytes) return score_codes<kBits, G, 2>(chunk, head, i);
-  score_codes<kBits, G, 0>(chunk, head, i);
+  for (int64_t first = 0; first < kSketchBlock; first += kLanes) {
+    const auto sums = dot_codes<kBits, G>(head, first);
+    for (int g = 0; g < G; ++g) {
+      const F32 dots = __builtin_convertvector(2 * sums.of[g] - head.q_sum[g], F32);
+      const F32 logits = dots * head.q_scale[g] * load(head.scales + first);
+      store(head.logits + g * kAttentionChunk + first, chunk.finish(logits, i + first));
+    }
+  }
 }
 
 // Logits of all `group` query heads of one KV head, in the largest blocks that have a kernel.
 template <int kBits>
 static void score_group(const SketchChunk& chunk, SketchHead head, int64_t group, int64_t i) {
-  const int64_t offset = head.kv * head.head_bytes;
-  for (int64_t j = 0; j < kLanes; ++j) prefetch(chunk.ahead[i + j] + offset, head.head_bytes);
   const auto score = [&](auto score_block, int64_t count) {
     score_block(chunk, head, i);
-    head.q8 += count * head.head_stride;
+    head.q8 += count * (8 / kBits) * head.head_bytes;
     head.q_scale += count;
     head.q_sum += count;
     head.logits += count * kAttentionChunk;
@@ -194,16 +174,6 @@ static inline float fold_channels(const T* q, const float* channel_scale, int64_
   *sum = 0;
   for (int i = 0; i < kLanes; ++i) *sum += sums[i];
   return largest;
-}
-
-// Moves q8 from channel order to the planes of the codes, with zeros behind each.
-static inline void spread_planes(int8_t* q8, int64_t head_dim, int64_t bits, int64_t stride) {
-  const int64_t bytes = sketch_head_bytes(bits, head_dim);
-  for (int64_t plane = 8 / bits - 1; plane >= 0; --plane) {
-    const int64_t n = clamp_to(head_dim - plane * bytes, 0, bytes);
-    memmove(q8 + plane * stride, q8 + plane * bytes, static_cast<size_t>(n));
-    memset(q8 + plane * stride + n, 0, static_cast<size_t>(stride - n));
-  }
 }
 
 }  // namespace PYDSTP_TIER

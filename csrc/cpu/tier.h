@@ -1,6 +1,7 @@
 // The kernels that exist once per instruction set, as one table per tier.
 #pragma once
 
+#include "kernels/argmax.h"
 #include "kernels/attention_return.h"
 #include "kernels/decode_attention.h"
 #include "kernels/gather_kv.h"
@@ -35,6 +36,7 @@ struct KernelTable {
   void (*quantise_rows)(const QuantiseRowsParams&, ThreadPool&);
   void (*dequantise_rows)(const DequantiseRowsParams&, ThreadPool&);
   void (*quantised_linear)(const QuantisedLinearParams&, ThreadPool&);
+  void (*argmax)(const ArgmaxParams&, ThreadPool&);
 };
 
 #define PYDSTP_DECLARE_TIER(tier)                                          \
@@ -66,5 +68,6 @@ void copy_from_arena(const GatherKvParams& p, ThreadPool& pool);
 void average_rows(const MeanKvParams& p, ThreadPool& pool);
 void detect_shifts(const ShiftDetectParams& p, ThreadPool& pool);
 void select_slots(const ShiftSelectParams& p, ThreadPool& pool);
+void find_largest(const ArgmaxParams& p, ThreadPool& pool);
 
 }  // namespace pydstp

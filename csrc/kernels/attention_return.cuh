@@ -8,20 +8,17 @@
 
 namespace pydstp {
 
-// A block writes a head's q8, with zeros behind each plane; returns the thread's part of its sum.
+// A block writes a head's q8, with zeros behind it; returns the thread's part of its sum.
 template <typename T>
 PYDSTP_DEVICE float write_q8(const AttentionReturnParams& p, const T* q, const float* channel_scale,
                              float inverse, int8_t* q8) {
-  const int64_t head_dim = p.attention.arena.head_dim, stride = sketch_plane_stride(p);
-  const int64_t bytes = sketch_head_bytes(p.sketch.bits, head_dim);
+  const int64_t head_dim = p.attention.arena.head_dim;
   float sum = 0.0f;  // exact: small whole numbers
-  for (int64_t i = thread_idx(); i < sketch_planes(p) * stride; i += num_threads()) {
-    const int64_t j = i % stride, d = i / stride * bytes + j;
-    const bool is_channel = j < bytes && d < head_dim;
-    const float scale = is_channel ? channel_scale[d % (head_dim / 2)] : 0.0f;
-    const float value = is_channel ? to_float(q[d]) * scale * inverse : 0.0f;
+  for (int64_t d = thread_idx(); d < q8_size(p.sketch.bits, head_dim); d += num_threads()) {
+    const float scale = d < head_dim ? channel_scale[d % (head_dim / 2)] : 0.0f;
+    const float value = d < head_dim ? to_float(q[d]) * scale * inverse : 0.0f;
     const float whole = value == value ? rintf(fminf(fmaxf(value, -127.0f), 127.0f)) : 0.0f;
-    q8[i] = static_cast<int8_t>(whole);
+    q8[d] = static_cast<int8_t>(whole);
     sum += whole;
   }
   return sum;
@@ -46,35 +43,33 @@ PYDSTP_KERNEL fold_query_kernel(AttentionReturnParams p) {
   largest = block_max(largest, scratch);
   const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
   const ReturnRow r = return_row(p, batch_row);
-  int8_t* q8 = r.q8 + head * sketch_planes(p) * sketch_plane_stride(p);
+  int8_t* q8 = r.q8 + head * q8_size(p.sketch.bits, head_dim);
   const float sum = block_sum(write_q8(p, q, channel_scale, inverse, q8), scratch);
   if (thread_idx() != 0) return;
   r.q_scale[head] = largest / 127.0f * a.scale;
   r.q_sum[head] = ((1 << p.sketch.bits) - 1) * static_cast<int32_t>(sum);
 }
 
-// The logit of one head for one slot, by one warp.
+// The logit of one head for one entry, by one thread.
 PYDSTP_DEVICE float sketch_logit(const AttentionReturnParams& p, const ReturnRow& r, int64_t seq,
-                                 int64_t slot, int64_t kv, int64_t head) {
+                                 int64_t entry, int64_t kv, int64_t head) {
   const KvArena& arena = p.attention.arena;
   const int64_t bits = p.sketch.bits, bytes = sketch_head_bytes(bits, arena.head_dim);
-  const int64_t place = (seq * arena.visual_capacity + slot) * arena.num_kv_heads + kv;
-  const int64_t stride = sketch_plane_stride(p), planes = sketch_planes(p);
-  const int8_t* q8 = r.q8 + head * planes * stride;
-  float dot = 0.0f;  // exact below 2^24: up to 518 channels of 8 bits
-  for (int64_t j = lane_idx(); j < bytes; j += kWarpSize) {
-    const int32_t byte = p.sketch.codes[place * bytes + j];
-    int32_t sum = 0;
-    for (int64_t plane = 0; plane < planes; ++plane) {
-      sum += (byte >> (plane * bits) & ((1 << bits) - 1)) * q8[plane * stride + j];
+  const uint8_t* codes = sketch_codes(p.sketch, arena, seq, entry, kv);
+  const int8_t* q8 = r.q8 + head * q8_size(bits, arena.head_dim);
+  int32_t sum = 0;
+  for (int64_t j = 0; j < bytes; ++j) {
+    const int32_t byte = codes[byte_offset(j)];
+    for (int64_t shift = 0, d = j; shift < 8; shift += bits, d += bytes) {
+      sum += (byte >> shift & ((1 << bits) - 1)) * q8[d];
     }
-    dot += static_cast<float>(sum);
   }
-  const int32_t whole = 2 * static_cast<int32_t>(warp_sum(dot)) - r.q_sum[head];
-  return static_cast<float>(whole) * r.q_scale[head] * p.sketch.scales[place];
+  const int32_t whole = 2 * sum - r.q_sum[head];
+  const float scale = *sketch_scale_at(p.sketch, arena, seq, entry, kv);
+  return static_cast<float>(whole) * r.q_scale[head] * scale;
 }
 
-// The same from the key itself.
+// The same from the key itself, by one warp.
 template <typename T>
 PYDSTP_DEVICE float exact_logit(const DecodeAttentionParams& a, int64_t batch_row, int64_t seq,
                                 int64_t slot, int64_t kv, int64_t head) {
@@ -87,21 +82,40 @@ PYDSTP_DEVICE float exact_logit(const DecodeAttentionParams& a, int64_t batch_ro
   return a.scale * warp_sum(dot);
 }
 
-// A warp writes the logits of one entry [group, kAttentionChunk], -inf if it names no slot.
-template <typename T>
-PYDSTP_DEVICE void score_entry(const AttentionReturnParams& p, const ReturnRow& r,
-                               int64_t batch_row, int64_t seq, int64_t slot, int64_t kv,
-                               float* logits) {
-  const DecodeAttentionParams& a = p.attention;
-  const int64_t group = a.num_heads / a.arena.num_kv_heads;
-  for (int64_t g = 0; g < group; ++g) {
-    const int64_t head = kv * group + g;
+// A block's entries [kAttentionChunk] of a reserve from `first` on.
+struct EntryChunk {
+  const int32_t* slots;
+  int64_t seq, first, len, visual_capacity;
+
+  // -1: there is no entry, or it names no slot.
+  PYDSTP_HOST_DEVICE int64_t slot(int64_t i) const {
+    const int64_t named = i < len ? slots[i] : -1;
+    return is_index(named, visual_capacity) ? named : -1;
+  }
+};
+
+// A block writes the logits [group, kAttentionChunk] of one KV head, -inf where there is no slot:
+// neighbouring threads take neighbouring entries, which lie side by side.
+PYDSTP_DEVICE void score_by_sketch(const AttentionReturnParams& p, const ReturnRow& r,
+                                   const EntryChunk& chunk, int64_t kv, float* logits) {
+  const int64_t group = p.attention.num_heads / p.attention.arena.num_kv_heads;
+  for (int64_t i = thread_idx(); i < group * kAttentionChunk; i += num_threads()) {
+    const int64_t head = kv * group + i / kAttentionChunk, j = i % kAttentionChunk;
     float logit = -INFINITY;
-    if (is_index(slot, a.arena.visual_capacity)) {
-      logit = p.sketch.bits < 16 ? sketch_logit(p, r, seq, slot, kv, head)
-                                 : exact_logit<T>(a, batch_row, seq, slot, kv, head);
-    }
-    if (lane_idx() == 0) logits[g * kAttentionChunk] = logit == logit ? logit : -INFINITY;
+    if (chunk.slot(j) >= 0) logit = sketch_logit(p, r, chunk.seq, chunk.first + j, kv, head);
+    logits[i] = logit == logit ? logit : -INFINITY;
+  }
+}
+
+template <typename T>
+PYDSTP_DEVICE void score_by_keys(const DecodeAttentionParams& a, const EntryChunk& chunk,
+                                 int64_t batch_row, int64_t kv, float* logits) {
+  const int64_t group = a.num_heads / a.arena.num_kv_heads;
+  for (int64_t i = warp_idx(); i < group * kAttentionChunk; i += num_warps()) {
+    const int64_t head = kv * group + i / kAttentionChunk, slot = chunk.slot(i % kAttentionChunk);
+    float logit = -INFINITY;
+    if (slot >= 0) logit = exact_logit<T>(a, batch_row, chunk.seq, slot, kv, head);
+    if (lane_idx() == 0) logits[i] = logit == logit ? logit : -INFINITY;
   }
 }
 
@@ -127,11 +141,16 @@ PYDSTP_KERNEL score_reserve_kernel(AttentionReturnParams p) {
   const int64_t group = a.num_heads / a.arena.num_kv_heads, first = chunk * kAttentionChunk;
   const int64_t place = chunk * a.num_heads + kv * group;
   float* logits = r.logits + place * kAttentionChunk;
-  for (int i = warp_idx(); i < kAttentionChunk; i += num_warps()) {
-    const bool is_entry = first + i < reserve.len;
-    const int64_t slot = is_entry ? reserve.slots[first + i] : -1;
-    if (is_entry && !is_index(slot, a.arena.visual_capacity)) set_status(a.status, kBadSlot);
-    score_entry<T>(p, r, batch_row, row.seq, slot, kv, logits + i);
+  const EntryChunk entries = {reserve.slots + first, row.seq, first,
+                              min_of(kAttentionChunk, reserve.len - first),
+                              a.arena.visual_capacity};
+  for (int64_t i = thread_idx(); i < entries.len; i += num_threads()) {
+    if (entries.slot(i) < 0) set_status(a.status, kBadSlot);
+  }
+  if (p.sketch.bits < 16) {
+    score_by_sketch(p, r, entries, kv, logits);
+  } else {
+    score_by_keys<T>(a, entries, batch_row, kv, logits);
   }
   sync_threads();
   for (int64_t g = warp_idx(); g < group; g += num_warps()) {

@@ -22,8 +22,9 @@ struct AttentionReturnParams {
   DecodeAttentionParams attention;  // `returned` is written; lists are sorted ascending
   KeySketch sketch;
   const int32_t* reserve_indices;  // [max_batch, reserve_capacity] visual slots, none in the list
-                                   // and none twice; those out of range are skipped
-  const int32_t* reserve_len;      // [max_batch]
+                                   // and none twice, in the order of the sketch's entries; those
+                                   // out of range are skipped
+  const int32_t* reserve_len;      // [max_batch], at most visual_capacity
   const int32_t* max_returned;     // [max_batch]; 0: the row is attended to as ever
   const int32_t* per_head;         // [max_batch] nonzero: each KV head has its own; or nullptr
   const float* mass;               // [max_batch], or nullptr: all 0
@@ -37,6 +38,7 @@ struct AttentionReturnParams {
 // row's result does not depend on the batch, its neighbours or the number of threads.
 void attention_return_cpu(const AttentionReturnParams& p, ThreadPool& pool);
 void attention_return_simt(const AttentionReturnParams& p);
+int attention_return_cuda(const AttentionReturnParams& p, void* stream);
 
 // What a row needs to know of its reserve.
 struct ReserveView {
@@ -57,26 +59,24 @@ static inline PYDSTP_HOST_DEVICE ReserveView view_reserve(const AttentionReturnP
   const int64_t max_returned = p.max_returned[seq], len = p.reserve_len[seq];
   if (max_returned == 0 || (p.reserve_group != -1 && group != p.reserve_group)) return view;
   view.max_returned = clamp_to(max_returned, 0, p.attention.returned.capacity);
-  view.len = view.max_returned ? clamp_to(len, 0, p.reserve_capacity) : 0;
-  const bool is_len = len >= 0 && len <= p.reserve_capacity;
+  const int64_t most = min_of(p.reserve_capacity, p.attention.arena.visual_capacity);
+  view.len = view.max_returned ? clamp_to(len, 0, most) : 0;
+  const bool is_len = len >= 0 && len <= most;
   if (view.max_returned != max_returned || !is_len) *status |= kBadLength;
   view.per_head = p.per_head && p.per_head[seq] != 0;
   view.mass = p.mass ? p.mass[seq] : 0.0f;
   return view;
 }
 
-// Between the planes of a head's q8: codes that share their place in a byte.
-static inline PYDSTP_HOST_DEVICE int64_t sketch_plane_stride(const AttentionReturnParams& p) {
-  return ceil_div(sketch_head_bytes(p.sketch.bits, p.attention.arena.head_dim), 64) * 64;
-}
-
-static inline PYDSTP_HOST_DEVICE int64_t sketch_planes(const AttentionReturnParams& p) {
-  return p.sketch.bits > 8 ? 0 : 8 / p.sketch.bits;
+// Of a head's q8: those that its codes have room for. Plane p, of codes in place p of a byte, has
+// channels [p * sketch_head_bytes, (p + 1) * sketch_head_bytes).
+static inline PYDSTP_HOST_DEVICE int64_t q8_size(int64_t bits, int64_t head_dim) {
+  return bits > 8 ? 0 : 8 / bits * sketch_head_bytes(bits, head_dim);
 }
 
 // A row's part of the workspace; chunks are those of its reserve.
 struct ReturnRow {
-  int8_t* q8;        // [num_heads, planes, plane_stride], zeros where there is no channel
+  int8_t* q8;        // [num_heads, q8_size], zeros where there is no channel
   float* q_scale;    // [num_heads] largest / 127 * scale
   int32_t* q_sum;    // [num_heads] (2^bits - 1) * sum of q8
   float* logits;     // [chunks, num_heads, 64]
@@ -101,7 +101,7 @@ static inline PYDSTP_HOST_DEVICE ReturnRow return_row(const AttentionReturnParam
   const int64_t chunks = ceil_div(p.reserve_capacity, kAttentionChunk);
   char* next = static_cast<char*>(p.workspace) + row * p.row_bytes;
   ReturnRow r;
-  take_part(next, heads * sketch_planes(p) * sketch_plane_stride(p) / 4, &r.q8);
+  take_part(next, heads * q8_size(p.sketch.bits, p.attention.arena.head_dim) / 4, &r.q8);
   take_part(next, heads, &r.q_scale);
   take_part(next, heads, &r.q_sum);
   take_part(next, chunks * heads * kAttentionChunk, &r.logits);
@@ -119,11 +119,10 @@ static inline PYDSTP_HOST_DEVICE ReturnRow return_row(const AttentionReturnParam
 static inline int64_t return_row_bytes(int64_t num_heads, int64_t num_kv_heads, int64_t head_dim,
                                        int64_t bits, int64_t reserve_capacity) {
   const int64_t chunks = ceil_div(reserve_capacity, kAttentionChunk);
-  const int64_t planes = bits > 8 ? 0 : 8 / bits;
-  const int64_t q8 = num_heads * planes * ceil_div(sketch_head_bytes(bits, head_dim), 64) * 64;
+  const int64_t q8 = num_heads * q8_size(bits, head_dim);
   const int64_t by_head = 4 * num_heads + chunks * num_heads * (kAttentionChunk + 2);
   const int64_t by_list = num_kv_heads * chunks * (kAttentionChunk + 2);
-  return q8 + ceil_div(4 * (by_head + by_list), 64) * 64 + 11 * 64;
+  return ceil_div(q8 + 4 * (by_head + by_list), 64) * 64 + 11 * 64;
 }
 
 }  // namespace pydstp

@@ -62,6 +62,7 @@ struct DecodeAttentionParams {
 // A row's result does not depend on the batch, its neighbours or the number of threads.
 void decode_attention_cpu(const DecodeAttentionParams& p, ThreadPool& pool);
 void decode_attention_simt(const DecodeAttentionParams& p);
+int decode_attention_cuda(const DecodeAttentionParams& p, void* stream);
 
 static inline PYDSTP_HOST_DEVICE int64_t max_attention_chunks(const DecodeAttentionParams& p) {
   return (p.list_capacity + kAttentionChunk - 1) / kAttentionChunk +

@@ -17,5 +17,6 @@ struct GatherKvParams {
 
 void gather_kv_cpu(const GatherKvParams& p, ThreadPool& pool);
 void gather_kv_simt(const GatherKvParams& p);
+int gather_kv_cuda(const GatherKvParams& p, void* stream);
 
 }  // namespace pydstp

@@ -65,6 +65,7 @@ template <typename T>
 PYDSTP_KERNEL sketch_keys_kernel(SketchKeysParams p) {
   PYDSTP_SHARED(double, doubles);  // [num_threads], then scratch [num_warps]
   const int64_t slot = p.slots[block_x()], kv = block_y(), head_dim = p.arena.head_dim;
+  const int64_t entry = p.first_entry + block_x();
   const T* key = sketched_key<T>(p, slot, kv);
   if (!key) return;  // the whole block
   const int64_t kv_heads = p.arena.num_kv_heads, pairs = head_dim / 2, bits = p.sketch.bits;
@@ -73,16 +74,16 @@ PYDSTP_KERNEL sketch_keys_kernel(SketchKeysParams p) {
   const float scale = block_key_scale(p, key, channel_scale, scratch, doubles);
   const float inverse = scale > 0.0f ? 0.5f / scale : 0.0f;
   const int64_t bytes = sketch_head_bytes(bits, head_dim);
-  const int64_t place = (p.seq_idx * p.arena.visual_capacity + slot) * kv_heads + kv;
+  uint8_t* codes = sketch_codes(p.sketch, p.arena, p.seq_idx, entry, kv);
   for (int64_t j = thread_idx(); j < bytes; j += num_threads()) {
     int32_t byte = 0;
     for (int64_t d = j, shift = 0; d < head_dim; d += bytes, shift += bits) {
       const float value = to_float(key[d]) / channel_scale[d % pairs];
       byte |= sketch_code(bits, value * inverse) << shift;
     }
-    p.sketch.codes[place * bytes + j] = static_cast<uint8_t>(byte);
+    codes[byte_offset(j)] = static_cast<uint8_t>(byte);
   }
-  if (thread_idx() == 0) p.sketch.scales[place] = scale;
+  if (thread_idx() == 0) *sketch_scale_at(p.sketch, p.arena, p.seq_idx, entry, kv) = scale;
 }
 
 inline int launch_sketch_scale(const SketchScaleParams& p, void* stream) {

@@ -18,5 +18,7 @@ struct LinearParams {
 
 // A token's result does not depend on num_tokens, on the other tokens or on the number of threads.
 void linear_cpu(const LinearParams& p, ThreadPool& pool);
+void linear_simt(const LinearParams& p);
+int linear_cuda(const LinearParams& p, void* stream);
 
 }  // namespace pydstp

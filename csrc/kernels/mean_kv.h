@@ -21,5 +21,6 @@ struct MeanKvParams {
 
 void mean_kv_cpu(const MeanKvParams& p, ThreadPool& pool);
 void mean_kv_simt(const MeanKvParams& p);
+int mean_kv_cuda(const MeanKvParams& p, void* stream);
 
 }  // namespace pydstp

@@ -37,7 +37,8 @@ PYDSTP_KERNEL qk_norm_rope_kernel(QkNormRopeParams p) {
   for (int64_t i = lane_idx(); i < half; i += kWarpSize) {
     const float low = normalised(head[i], scale, weight, i);
     const float high = normalised(head[half + i], scale, weight, half + i);
-    const float c = round_through<T>(cosine[i]), s = round_through<T>(cosine[half + i]);
+    const float c = p.float_angles ? cosine[i] : round_through<T>(cosine[i]);
+    const float s = p.float_angles ? cosine[half + i] : round_through<T>(cosine[half + i]);
     assign(head[i], low * c - high * s);
     assign(head[half + i], high * c + low * s);
   }

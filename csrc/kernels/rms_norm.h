@@ -20,5 +20,6 @@ struct RmsNormParams {
 
 void rms_norm_cpu(const RmsNormParams& p, ThreadPool& pool);
 void rms_norm_simt(const RmsNormParams& p);
+int rms_norm_cuda(const RmsNormParams& p, void* stream);
 
 }  // namespace pydstp

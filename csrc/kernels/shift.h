@@ -88,8 +88,10 @@ constexpr double kMassSlack = 1e-6;
 
 void shift_detect_cpu(const ShiftDetectParams& p, ThreadPool& pool);
 void shift_detect_simt(const ShiftDetectParams& p);
+int shift_detect_cuda(const ShiftDetectParams& p, void* stream);
 
 void shift_select_cpu(const ShiftSelectParams& p, ThreadPool& pool);
 void shift_select_simt(const ShiftSelectParams& p);
+int shift_select_cuda(const ShiftSelectParams& p, void* stream);
 
 }  // namespace pydstp

@@ -16,5 +16,6 @@ struct SiluAndMulParams {
 
 void silu_and_mul_cpu(const SiluAndMulParams& p, ThreadPool& pool);
 void silu_and_mul_simt(const SiluAndMulParams& p);
+int silu_and_mul_cuda(const SiluAndMulParams& p, void* stream);
 
 }  // namespace pydstp

@@ -20,5 +20,6 @@ struct StoreKvParams {
 
 void store_kv_cpu(const StoreKvParams& p, ThreadPool& pool);
 void store_kv_simt(const StoreKvParams& p);
+int store_kv_cuda(const StoreKvParams& p, void* stream);
 
 }  // namespace pydstp

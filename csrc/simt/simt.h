@@ -10,6 +10,10 @@
 //   sync_threads()                          every thread of the block, at the same line
 //   warp_sum(x), warp_max(x)                every lane of the warp; all lanes get the result
 //   atomic_or(address, bits)
+//   load_16(address), stream_16(address)    the 16 bytes at a multiple of 16; the second for what
+//   is
+//                                           read once and need not be kept near
+//   PYDSTP_UNROLL, PYDSTP_UNROLL_BY(n)      in front of a loop
 #pragma once
 
 #include <cstdint>
@@ -20,6 +24,10 @@ constexpr int kWarpSize = 32;
 
 struct Grid {
   int64_t x = 1, y = 1, z = 1;
+};
+
+struct alignas(16) Bytes16 {
+  uint32_t words[4];
 };
 
 }  // namespace pydstp

@@ -5,8 +5,12 @@
 
 #include "simt/simt.h"
 
-#define PYDSTP_KERNEL __global__ void
+#define PYDSTP_KERNEL static __global__ void  // headers may be instantiated by several files
 #define PYDSTP_DEVICE __device__ inline
+
+#define PYDSTP_UNROLL _Pragma("unroll")
+#define PYDSTP_UNROLL_BY(n) PYDSTP_PRAGMA(unroll n)
+#define PYDSTP_PRAGMA(words) _Pragma(#words)
 
 #define PYDSTP_SHARED(T, name)                                   \
   extern __shared__ __align__(16) unsigned char pydstp_shared[]; \
@@ -41,6 +45,16 @@ PYDSTP_DEVICE float warp_max(float x) {
 }
 
 PYDSTP_DEVICE void atomic_or(int32_t* address, int32_t bits) { atomicOr(address, bits); }
+
+PYDSTP_DEVICE Bytes16 as_bytes(uint4 v) { return {{v.x, v.y, v.z, v.w}}; }
+
+PYDSTP_DEVICE Bytes16 load_16(const void* address) {
+  return as_bytes(__ldg(static_cast<const uint4*>(address)));
+}
+
+PYDSTP_DEVICE Bytes16 stream_16(const void* address) {
+  return as_bytes(__ldcs(static_cast<const uint4*>(address)));
+}
 
 namespace simt {
 

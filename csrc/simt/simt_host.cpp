@@ -49,6 +49,7 @@ class Scheduler {
   void run();
   void wait(Thread& thread, State state, int line);
   Thread& running() { return *running_; }
+  void complain(const char* what) { complaint_ = what; }
 
  private:
   static void enter();
@@ -71,6 +72,7 @@ class Scheduler {
   std::mt19937_64 random_;
   Fiber home_;
   Thread* running_ = nullptr;
+  const char* complaint_ = nullptr;
 };
 
 thread_local Scheduler* active = nullptr;
@@ -115,6 +117,7 @@ void Scheduler::run_block(Grid block) {
     run_ready_threads(turns);
   } while (finish_warp_ops() || finish_barrier());
   check_guard();
+  if (complaint_) fail(complaint_);
 }
 
 void Scheduler::run_ready_threads(const std::vector<int>& turns) {
@@ -194,6 +197,8 @@ void Scheduler::check_guard() {
 const ThreadView* current() { return &active->running().view; }
 
 void wait_at_barrier(int line) { active->wait(active->running(), State::kAtBarrier, line); }
+
+void complain(const char* what) { active->complain(what); }
 
 float combine_warp(float x, WarpOp op, int line) {
   Thread& thread = active->running();

@@ -4,17 +4,22 @@
 //   - all threads of a block reach the same barriers (a thread that left, or waits at another line)
 //   - all lanes of a warp reach the same warp operation
 //   - nothing is written past the shared memory that was asked for
+//   - 16 bytes are read from multiples of 16 only
 //
 // Shared memory starts as NaN in every block. With a seed, blocks and threads run in shuffled
 // order: that, and the NaN, make a missing barrier show as a wrong result.
 #pragma once
 
 #include <cmath>
+#include <cstring>
 
 #include "simt/simt.h"
 
 #define PYDSTP_KERNEL static void
 #define PYDSTP_DEVICE static inline
+
+#define PYDSTP_UNROLL
+#define PYDSTP_UNROLL_BY(n)
 
 #define PYDSTP_SHARED(T, name) T* const name = static_cast<T*>(::pydstp::simt::current()->shared)
 
@@ -35,6 +40,7 @@ enum class WarpOp { kSum, kMax };
 
 const ThreadView* current();
 void wait_at_barrier(int line);
+void complain(const char* what);  // thrown when the block is over
 float combine_warp(float x, WarpOp op, int line);
 
 // Order in which blocks and threads run: 0 is ascending, anything else shuffles.
@@ -79,6 +85,15 @@ PYDSTP_DEVICE float warp_sum(float x, int line = __builtin_LINE()) {
 PYDSTP_DEVICE float warp_max(float x, int line = __builtin_LINE()) {
   return simt::combine_warp(x, simt::WarpOp::kMax, line);
 }
+
+PYDSTP_DEVICE Bytes16 load_16(const void* address) {
+  if (reinterpret_cast<uintptr_t>(address) % 16) simt::complain("misaligned read of 16 bytes");
+  Bytes16 bytes;
+  memcpy(&bytes, address, sizeof(bytes));
+  return bytes;
+}
+
+PYDSTP_DEVICE Bytes16 stream_16(const void* address) { return load_16(address); }
 
 PYDSTP_DEVICE void atomic_or(int32_t* address, int32_t bits) {
   __atomic_fetch_or(address, bits, __ATOMIC_RELAXED);

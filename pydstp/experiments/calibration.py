@@ -88,7 +88,8 @@ class Calibration:
             PromptError: the questions leave nothing to calibrate on.
         """
         if layer_sets is None:
-            layer_sets = candidate_layers(self.num_layers, self.pruning.pruner.act_before)
+            last_stage = self.pruning.pruner.stages(self.num_layers)[-1]
+            layer_sets = candidate_layers(self.num_layers, last_stage)
         candidates = [self.examine(layers) for layers in layer_sets]
         able = [found for found in candidates if found.threshold is not None]
         if not able:
@@ -188,7 +189,7 @@ class Calibration:
         """Where a swap applies early, only the layers above the watched ones read the new list."""
         if self.shift.applies != "early":
             return None
-        first = self.pruning.pruner.act_before
+        first = self.pruning.pruner.stages(self.num_layers)[-1]
         last = replace(self.shift, monitor_layers=layers).watched_layers(self.num_layers, first)[-1]
         return (self.num_layers - 1 - last) / (self.num_layers - first)
 

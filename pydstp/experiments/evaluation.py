@@ -7,11 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pydstp.config import require_int
+from pydstp.cost_model import CostModel
+from pydstp.experiments.costs import COUNTED, cost_model, count, reductions
+from pydstp.experiments.journal import EvalLog
+from pydstp.experiments.record import environment
 from pydstp.experiments.runs import Asker, Questions, is_right
 from pydstp.experiments.settings import Setting
 from pydstp.experiments.statistics import mean, median, wilson
 from pydstp.generation import Generation
 from pydstp.shift import DSTP, DyCoke, Shift, SketchReturn
+from pydstp.tasks import Example
 
 HEADER = ("method", "kept", "shift", "accuracy", "95 %", "visible", "all layers", "triggers",
           "forwards", "tokens", "KiB/token", "ms/token")
@@ -30,6 +35,7 @@ class Evaluation:
         num_timed: so many of them are asked again alone, for the times; 0 measures none.
         reserve: when pruned tokens get their keys and values, see `SelectionParams`.
         checkpoint_sha256: stands in every row.
+        log: holds what was measured before, which is not measured again, and takes what is new.
 
     Raises:
         OptionError: `num_timed` below 0.
@@ -40,6 +46,7 @@ class Evaluation:
     num_timed: int = 8
     reserve: str = "auto"
     checkpoint_sha256: str | None = None
+    log: EvalLog | None = None
 
     def __post_init__(self) -> None:
         require_int("timed", self.num_timed, 0)
@@ -55,29 +62,65 @@ class Evaluation:
             if setting.same_rate_as is not None:
                 rate = rates[setting.pruning, setting.same_rate_as]
                 setting = replace(setting, shift=replace(setting.shift, trigger_rate=rate))
-            row = self.measure(setting)
+            found = self._found(setting)
+            row = found or self.measure(setting)
             rates[setting.pruning, setting.shift] = row["trigger_rate"]
             if setting.pruning is None and setting.shift is None:
                 full_accuracy = row["accuracy"]
             row["accuracy_of_full"] = row["accuracy"] / full_accuracy if full_accuracy else None
+            if self.log is not None and found is None:
+                self.log.add_row(row)
             yield row
+
+    def _found(self, setting: Setting) -> dict[str, Any] | None:
+        """The row as it was measured before, under the names it has now."""
+        row = self.log.row(self._key(setting)) if self.log is not None else None
+        if row is None:
+            return None
+        self.asker.tick(self.questions.n)
+        return {**row, "table": setting.table, "shift": setting.policy}
+
+    def _key(self, setting: Setting) -> str:
+        return self.log.key({"task": self.questions.task, "n": self.questions.n,
+                             "timed": self.num_timed, **self._options(setting)})
 
     def measure(self, setting: Setting) -> dict[str, Any]:
         """One row: what was asked, how often the answer was right, and what it cost."""
         selection = {"pruning": setting.pruning, "shift": setting.shift, "reserve": self.reserve}
-        answers, flags = [], []
-        for example, answer in self.asker.ask(self.questions, **selection):
-            flags.append(bool(is_right(example, answer)))
-            answers.append(answer)
-        right, count = sum(flags), len(flags)
-        return {
+        model = cost_model(self.asker.engine)
+        answers = self._answers(setting, selection, model)
+        right, n = sum(answer["right"] for answer in answers), len(answers)
+        row = {
             "task": self.questions.task, "table": setting.table, "method": setting.method,
             "retention_ratio": setting.ratio, "shift": setting.policy,
-            "accuracy": right / count, "right": right, "n": count, "ci95": wilson(right, count),
-            **summary(answers, setting.shift), **self._times(selection),
+            "accuracy": right / n, "right": right, "n": n, "ci95": wilson(right, n),
+            **averages(answers), **self._times(selection),
             "options": self._options(setting), "checkpoint_sha256": self.checkpoint_sha256,
-            "right_by_question": "".join(str(int(flag)) for flag in flags),
+            "right_by_question": "".join(str(int(answer["right"])) for answer in answers),
         }
+        if model is not None:
+            row |= reductions(row, model)
+        if self.log is not None:
+            row |= {"key": self._key(setting), "identity": self.log.identity,
+                    "environment": environment()}
+        return row
+
+    def _answers(self, setting: Setting, selection: dict[str, Any],
+                 model: CostModel | None) -> list[dict[str, Any]]:
+        """What every question gave; those that the log knows are not asked again."""
+        key = self._key(setting) if self.log is not None else ""
+        answers = self.log.answers(key) if self.log is not None else []
+        if answers:
+            self.asker.tick(len(answers))
+        missing = self.questions.after(len(answers))
+        block: list[dict[str, Any]] = []
+        for number, (example, answer) in enumerate(self.asker.ask(missing, **selection), 1):
+            block.append(observe(example, answer, setting, model))
+            if number % self.asker.batch == 0 or number == len(missing):
+                if self.log is not None:
+                    self.log.add_answers(key, len(answers), block)
+                answers, block = answers + block, []
+        return answers
 
     def _options(self, setting: Setting) -> dict[str, Any]:
         return {"pruning": setting.pruning and setting.pruning.to_dict(),
@@ -101,19 +144,26 @@ class Evaluation:
         }
 
 
-def summary(answers: list[Generation], shift: Shift | None) -> dict[str, Any]:
-    """Means over answers, and how often a step that was watched triggered."""
-    reports = [answer.shift for answer in answers]
-    watched = sum(watched_steps(answer, shift) for answer in answers)
-    triggers = sum(report.triggers for report in reports)
-    return {
-        **{name: mean(getattr(report, name) for report in reports) for name in AVERAGED},
-        "num_visual": mean(report.num_visual for report in reports),
-        "kept": mean(report.kept for report in reports),
-        "resident": mean(answer.resident_tokens for answer in answers),
-        "new_tokens": mean(len(answer.token_ids) for answer in answers),
-        "trigger_rate": triggers / watched if watched else 0.0,
-    }
+def observe(example: Example, answer: Generation, setting: Setting,
+            model: CostModel | None) -> dict[str, Any]:
+    """What one answer adds to its row, as plain values; costs where a model is known."""
+    report = answer.shift
+    costs = {} if model is None else count(answer, setting.pruning, model)
+    return {"seed": example.seed, "right": bool(is_right(example, answer)), "text": answer.text,
+            **{name: getattr(report, name) for name in AVERAGED},
+            "num_visual": report.num_visual, "kept": report.kept,
+            "resident": answer.resident_tokens, "new_tokens": len(answer.token_ids),
+            "watched": watched_steps(answer, setting.shift), **costs}
+
+
+def averages(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over what `observe` saw, and how often a step that was watched triggered."""
+    names = [*AVERAGED, "num_visual", "kept", "resident", "new_tokens", *COUNTED]
+    watched = sum(answer["watched"] for answer in answers)
+    triggers = sum(answer["triggers"] for answer in answers)
+    return {**{name: mean(answer[name] for answer in answers)
+               for name in names if name in answers[0]},
+            "trigger_rate": triggers / watched if watched else 0.0}
 
 
 def watched_steps(answer: Generation, shift: Shift | None) -> int:

@@ -18,6 +18,15 @@ NAMES = {"full": "all tokens", "base": "base method", "shift": "with the policy"
 NUM_CURVES = 3
 
 
+def has_matplotlib() -> bool:
+    """Whether figures can be drawn."""
+    try:
+        require_matplotlib()
+    except PydstpError:
+        return False
+    return True
+
+
 def require_matplotlib() -> None:
     """Check that figures can be drawn, before anything is measured for them.
 
@@ -31,13 +40,13 @@ def require_matplotlib() -> None:
                           "pip install 'pydstp[plots]'") from None
 
 
-def new_figure(columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure with axes side by side; nothing of it is global or shown."""
+def new_figure(columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure with axes, row by row; nothing of it is global or shown."""
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4 * columns, 4.2), layout="constrained")
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+    figure = Figure(figsize=(6.4 * columns, 4.2 * rows), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def save(figure: Figure, path: Path) -> None:

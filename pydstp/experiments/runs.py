@@ -47,6 +47,10 @@ class Questions:
     def __len__(self) -> int:
         return self.n
 
+    def after(self, count: int) -> list[Example] | Questions:
+        """The questions without the first `count`."""
+        return replace(self, seed=self.seed + count, n=self.n - count) if count < self.n else []
+
     def __iter__(self) -> Iterator[Example]:
         return (make_example(self.task, seed, self.split)
                 for seed in range(self.seed, self.seed + self.n))
@@ -126,6 +130,7 @@ class Asker:
         Raises:
             CancelledError: `cancel` was set; answers of the batch under way are lost.
             PromptError: an answer without visual tokens, which says nothing here.
+            OptionError: the engine's bypass="auto" answered with all tokens instead.
         """
         questions = iter(questions)
         while batch := list(islice(questions, self.batch)):
@@ -134,8 +139,7 @@ class Asker:
                 greedy(self.max_new_tokens), cancel=self.cancel, **seeded(selection, batch))
             self._check_cancelled()
             for example, answer in zip(batch, answers, strict=True):
-                if answer.shift is None or not answer.shift.num_visual:
-                    raise PromptError(f"question {example.seed}: expected a picture with it")
+                _check(example, answer)
                 yield example, answer
             self.tick(len(batch))
 
@@ -145,8 +149,17 @@ class Asker:
             [example.images], [example.prompt], greedy(self.max_new_tokens), cancel=self.cancel,
             **seeded(selection, [example]))
         self._check_cancelled()
+        _check(example, answers[0])
         return answers[0]
 
     def _check_cancelled(self) -> None:
         if self.cancel is not None:
             self.cancel.check()
+
+
+def _check(example: Example, answer: Generation) -> None:
+    """The answer must say something about what was asked for."""
+    if answer.shift is None or not answer.shift.num_visual:
+        raise PromptError(f"question {example.seed}: expected a picture with it")
+    if answer.shift.reason == "below_break_even":
+        raise OptionError("bypass: expected 'never' where methods are compared, got 'auto'")

@@ -149,14 +149,15 @@ def grid(methods: Sequence[str], ratios: Sequence[float], policies: dict[str, Sh
     """Every method at every ratio under every policy; "none" once, and once under each policy that
     needs no pruning.
 
-    A method that makes pictures smaller leaves nothing that could return: it comes without policy.
+    A method that makes the picture or the cache smaller leaves nothing that could return: it comes
+    without policy.
     """
     settings = [Setting("none", 1.0, "none")] if "none" in methods else []
     settings += [Setting("none", 1.0, name, shift=shift) for name, shift in policies.items()
                  if settings and isinstance(shift, VisionPulse | DyCoke)]
     for method, ratio in itertools.product([name for name in methods if name != "none"], ratios):
         pruning = prune(method, ratio, fastv_layer)
-        possible = {"none": None} if pruning.pruner.acts_on_picture else policies
+        possible = {"none": None} if not pruning.pruner.leaves_reserve else policies
         settings += [Setting(method, ratio, name, pruning, shift)
                      for name, shift in possible.items()]
     return settings

@@ -1,10 +1,11 @@
 """The native ops: every tensor check, output allocation, and the call.
 
-One function per op. Tensors are float32 or bfloat16 and lie on the CPU; all tensors of a call share
-one dtype unless said otherwise. `out` gives the result's memory: it has the result's shape and is
-contiguous. Ops know no autograd. A bad argument raises `OptionError`, which names it; `pool` is the
-`ThreadPool` the op runs on. Within one instruction set a row's result is the same, bit for bit,
-whatever other rows and however many threads are in the call.
+One function per op. Tensors are float32 or bfloat16; all tensors of a call share one dtype unless
+said otherwise, and lie on one device: the CPU, or a GPU where the op has a version for it, which
+then runs in torch's current stream. `out` gives the result's memory: it has the result's shape and
+is contiguous. Ops know no autograd. A bad argument raises `OptionError`, which names it; `pool` is
+the `ThreadPool` that the op runs on, for tensors on the CPU. Within one instruction set a row's
+result is the same, bit for bit, whatever other rows and however many threads are in the call.
 
 Ops on the cache skip indices they cannot obey and set bits in `status` (int32 [1]) if it is given:
 1 a sequence out of range, 2 a slot out of range, 4 a layer without a group, 8 a length out of
@@ -21,7 +22,9 @@ from pydstp.ops.attention import (
     monitor_workspace,
 )
 from pydstp.ops.cache import gather_kv, mean_kv, store_kv
-from pydstp.ops.dense import linear, qk_norm_rope, rms_norm, silu_and_mul
+from pydstp.ops.cuda import find_gpu
+from pydstp.ops.dense import argmax, linear, qk_norm_rope, rms_norm, silu_and_mul
+from pydstp.ops.memory import empty_in_huge_pages
 from pydstp.ops.prefill import prefill_attention
 from pydstp.ops.quantised import (
     QuantisedMatrix,
@@ -76,6 +79,7 @@ __all__ = [
     "Swap",
     "ThreadPool",
     "Trigger",
+    "argmax",
     "attention_probs",
     "attention_with_return",
     "attention_workspace",
@@ -85,6 +89,8 @@ __all__ = [
     "current_isa",
     "decode_attention",
     "dequantise_rows",
+    "empty_in_huge_pages",
+    "find_gpu",
     "gather_kv",
     "linear",
     "mean_kv",

@@ -15,6 +15,7 @@ from pydstp.ops.checks import (
     address,
     check_index_range,
     check_rank,
+    op,
     optional_address,
     row_address,
 )
@@ -63,14 +64,16 @@ def attention_workspace(batch: int, num_heads: int, visible_indices: Tensor, tex
     return_capacity: entries of a list of returned slots, for `attention_with_return`.
     """
     size = _workspace_size(batch, num_heads, visible_indices, text, return_capacity)
-    return torch.empty(size, dtype=_FLOAT32)  # whatever the process has for a default
+    return text.new_empty(size, dtype=_FLOAT32)
 
 
 def monitor_workspace(batch: int, num_heads: int, visible_indices: Tensor) -> Tensor:
     """A float32 `Monitor.logits` for calls of up to `batch` rows, whatever their lengths."""
-    return torch.empty(batch * num_heads * visible_indices.shape[2], dtype=_FLOAT32)
+    size = batch * num_heads * visible_indices.shape[2]
+    return visible_indices.new_empty(size, dtype=_FLOAT32)
 
 
+@op
 def decode_attention(
     q: Tensor, visual: Tensor, text: Tensor, *, seq_idx: Tensor, visible_indices: Tensor,
     visible_len: Tensor, layer_to_group: Tensor, layer_idx: int, text_len: Tensor, scale: float,
@@ -108,6 +111,7 @@ def decode_attention(
     return out
 
 
+@op
 def attention_probs(
     q: Tensor, visual: Tensor, text: Tensor, *, seq_idx: Tensor, visible_indices: Tensor,
     visible_len: Tensor, layer_to_group: Tensor, layer_idx: int, text_len: Tensor, scale: float,
@@ -155,7 +159,7 @@ def check_reads(
 def attend(
     q: Tensor, text: Tensor, lists: Lists, arguments: tuple[object, ...], out: int, scale: float,
     pool: ThreadPool, workspace: Tensor | None, monitor: Monitor | None, status: Tensor | None, *,
-    native: Callable[..., None] = _C.decode_attention, return_capacity: int = 0,
+    native: Callable[..., None] | None = None, return_capacity: int = 0,
     more: tuple[object, ...] = (),
 ) -> None:
     """Call an attention op; arguments are those of `check_reads`, `more` is for `native` alone."""
@@ -175,7 +179,8 @@ def attend(
                              layer_to_group.shape[1])
     sizes = (batch, num_heads, *indices.shape[1:], layer_to_group.shape[1], layer_idx, q.stride(0))
     status_address = optional_address(status, "status", _INT32, (1,))
-    call(native, pool, (*arguments, room, status_address, out, sizes, scale), monitored, *more)
+    call(native or _C.decode_attention, pool,
+         (*arguments, room, status_address, out, sizes, scale), monitored, *more)
 
 
 def _monitor(monitor: Monitor, logits: Tensor, arena: tuple[int, ...], num_heads: int,
@@ -238,5 +243,6 @@ def _check_indices(
     check_index_range(groups, "layer_to_group", 0, visible_indices.shape[1])
     indices, length = visible_indices[seqs, groups], visible_len[seqs, groups]
     check_index_range(length, "visible_len", 0, indices.shape[1] + 1)
-    is_listed = torch.arange(indices.shape[1]) < length.unsqueeze(1)
+    places = torch.arange(indices.shape[1], device=indices.device)
+    is_listed = places < length.unsqueeze(1)
     check_index_range(indices[is_listed], "visible_indices", 0, visual.shape[1])

@@ -13,6 +13,7 @@ from pydstp.ops.checks import (
     check_index_range,
     check_rank,
     dtype_code,
+    op,
     optional_address,
     row_address,
 )
@@ -21,6 +22,7 @@ from pydstp.ops.runtime import ThreadPool, call
 _INT32 = torch.int32
 
 
+@op
 def store_kv(k: Tensor, v: Tensor, visual: Tensor, text: Tensor, seq_idx: Tensor,
              slot_idx: Tensor, *, pool: ThreadPool, status: Tensor | None = None,
              check_indices: bool = False) -> None:
@@ -49,6 +51,7 @@ def store_kv(k: Tensor, v: Tensor, visual: Tensor, text: Tensor, seq_idx: Tensor
          optional_address(status, "status", _INT32, (1,)), num_tokens, k.stride(0), v.stride(0))
 
 
+@op
 def gather_kv(visual: Tensor, text: Tensor, seq_idx: int, slots: Tensor, *, pool: ThreadPool,
               status: Tensor | None = None, out: Tensor | None = None,
               check_indices: bool = False) -> Tensor:
@@ -81,6 +84,7 @@ def gather_kv(visual: Tensor, text: Tensor, seq_idx: int, slots: Tensor, *, pool
     return out
 
 
+@op
 def mean_kv(visual: Tensor, *, seq_idx: Tensor, indices: Tensor, index_len: Tensor,
             dst_slot: Tensor, pool: ThreadPool, status: Tensor | None = None,
             check_indices: bool = False) -> None:
@@ -109,7 +113,8 @@ def mean_kv(visual: Tensor, *, seq_idx: Tensor, indices: Tensor, index_len: Tens
         seqs = seq_idx[seq_idx >= 0].long()
         check_index_range(dst_slot[seqs], "dst_slot", -1, capacity)
         check_index_range(index_len[seqs], "index_len", 0, list_capacity + 1)
-        is_listed = torch.arange(list_capacity) < index_len[seqs].unsqueeze(1)
+        places = torch.arange(list_capacity, device=indices.device)
+        is_listed = places < index_len[seqs].unsqueeze(1)
         check_index_range(indices[seqs][is_listed], "indices", 0, capacity)
     call(_C.mean_kv, pool, arena, *lists, optional_address(status, "status", _INT32, (1,)), batch,
          list_capacity)

@@ -6,7 +6,10 @@ attribute reads and only the bad case builds a message.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +18,46 @@ from pydstp.errors import OptionError
 from pydstp.ops.recording import keep
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
+DEVICES = ("cpu", "cuda")
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+class _Place(threading.local):
+    """Where the tensors of the op that is being called lie, and the name of the first of them."""
+
+    device: torch.device | None = None
+    name = ""
+
+
+_place = _Place()
+
+
+def op(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """An op: its tensors lie on one device, that of the first whose address is taken."""
+
+    @wraps(function)
+    def on_one_device(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        _place.device = None
+        return function(*args, **kwargs)
+
+    return on_one_device
+
+
+def op_device() -> torch.device | None:
+    """Where the op that is being called runs; None before the first address."""
+    return _place.device
+
+
+def _is_in_place(tensor: Tensor, name: str) -> bool:
+    device = tensor.device
+    if device == _place.device:
+        return True
+    if _place.device is not None or device.type not in DEVICES:
+        return False
+    _place.device, _place.name = device, name
+    return True
 
 
 def dtype_code(tensor: Tensor, name: str) -> int:
@@ -28,13 +71,13 @@ def dtype_code(tensor: Tensor, name: str) -> int:
 
 
 def address(tensor: Tensor, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
-    """The address of a contiguous CPU tensor of exactly this dtype and shape."""
+    """The address of a contiguous tensor of exactly this dtype and shape, on the op's device."""
     if (
         isinstance(tensor, Tensor)
         and tensor.dtype is dtype
         and tensor.shape == shape
         and tensor.is_contiguous()
-        and tensor.is_cpu
+        and _is_in_place(tensor, name)
     ):
         keep(tensor)
         return tensor.data_ptr()
@@ -47,7 +90,7 @@ def row_address(tensor: Tensor, name: str, dtype: torch.dtype, shape: tuple[int,
         isinstance(tensor, Tensor)
         and tensor.dtype is dtype
         and tensor.shape == shape
-        and tensor.is_cpu
+        and _is_in_place(tensor, name)
         and (tensor.stride()[1:] == (shape[2], 1) or tensor[:1].is_contiguous())
     ):
         keep(tensor)
@@ -100,8 +143,11 @@ def _explain(
         return f"{name}: expected {dtype}, got {tensor.dtype}"
     if tensor.shape != shape:
         return f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}"
-    if not tensor.is_cpu:
-        return f"{name}: expected a tensor on cpu, got {tensor.device}"
+    device, found = _place.device, tensor.device
+    if device is None and found.type not in DEVICES:
+        return f"{name}: expected a tensor on cpu or cuda, got {found}"
+    if device is not None and found != device:
+        return f"{name}: expected a tensor on {device}, like {_place.name}, got {found}"
     return None
 
 

@@ -7,11 +7,14 @@ from torch import Tensor
 
 from pydstp import _C
 from pydstp.errors import OptionError
-from pydstp.ops.checks import address, check_rank, dtype_code, optional_address
+from pydstp.ops.checks import address, check_rank, dtype_code, op, optional_address
 from pydstp.ops.recording import new_result
 from pydstp.ops.runtime import ThreadPool, call
 
+_ARGMAX_PART = 4096  # kArgmaxPart of csrc/kernels/argmax.h
 
+
+@op
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, pool: ThreadPool,
            out: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias, fp32 sums.
@@ -43,6 +46,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, pool: Threa
     return out
 
 
+@op
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None = None,
              pool: ThreadPool, out: Tensor | None = None) -> Tensor:
     """weight * (x / sqrt(mean(x^2) + eps)): fp32 statistics, the quotient rounded to x's dtype.
@@ -72,6 +76,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None =
     return out
 
 
+@op
 def silu_and_mul(gate_up: Tensor, *, pool: ThreadPool, out: Tensor | None = None) -> Tensor:
     """silu(gate) * up, silu rounded to the dtype before the product.
 
@@ -95,15 +100,18 @@ def silu_and_mul(gate_up: Tensor, *, pool: ThreadPool, out: Tensor | None = None
     return out
 
 
+@op
 def qk_norm_rope(qkv: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, cos_sin: Tensor, *,
-                 num_heads: int, num_kv_heads: int, eps: float, pool: ThreadPool) -> None:
+                 num_heads: int, num_kv_heads: int, eps: float, pool: ThreadPool,
+                 float_angles: bool = False) -> None:
     """RMSNorm over head_dim, then rotate-half RoPE, on the q and k heads of `qkv` in place.
 
     Args:
         qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]: q heads, k heads, v heads.
         q_weight, k_weight: [head_dim], or None: not normalised.
-        cos_sin: [num_tokens, head_dim] float32: cos of the head_dim/2 angles, then their sin;
-            rounded to qkv's dtype before use, as transformers does.
+        cos_sin: [num_tokens, head_dim] float32: cos of the head_dim/2 angles, then their sin.
+        float_angles: use them as they are, as transformers does for pictures; else they are
+            rounded to qkv's dtype first, as it does for text.
     """
     code, dtype = dtype_code(qkv, "qkv"), qkv.dtype
     check_rank(qkv, "qkv", ("num_tokens", "(num_heads + 2 * num_kv_heads) * head_dim"))
@@ -120,4 +128,34 @@ def qk_norm_rope(qkv: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, 
          optional_address(q_weight, "q_weight", dtype, (head_dim,)),
          optional_address(k_weight, "k_weight", dtype, (head_dim,)),
          address(cos_sin, "cos_sin", torch.float32, (num_tokens, head_dim)),
-         num_tokens, num_heads, num_kv_heads, head_dim, eps, code)
+         num_tokens, num_heads, num_kv_heads, head_dim, eps, code, float_angles)
+
+
+@op
+def argmax(x: Tensor, *, pool: ThreadPool, workspace: Tensor | None = None,
+           out: Tensor | None = None) -> Tensor:
+    """Where each row has its largest number; the lowest place of equals.
+
+    Args:
+        x: [num_rows, size], size at least 1 and below 2^24.
+        workspace: [2, num_rows, ceil(size / 4096)] float32, or None.
+        out: [num_rows] int32.
+
+    Returns:
+        [num_rows] int32; -1 where the largest is an infinity, or where there is a NaN.
+    """
+    code, dtype = dtype_code(x, "x"), x.dtype
+    check_rank(x, "x", ("num_rows", "size"))
+    num_rows, size = x.shape
+    if not 1 <= size < 1 << 24:
+        raise OptionError(f"x: expected rows of 1 to 2^24 - 1 numbers, got {size}")
+    x_address, shape = address(x, "x", dtype, x.shape), (2, num_rows, -(-size // _ARGMAX_PART))
+    if workspace is None:
+        workspace = x.new_empty(shape, dtype=torch.float32)
+    values = address(workspace, "workspace", torch.float32, shape)
+    indices = values + workspace.nbytes // 2
+    if out is None:
+        out = x.new_empty(num_rows, dtype=torch.int32)
+    call(_C.argmax, pool, x_address, values, indices,
+         address(out, "out", torch.int32, (num_rows,)), num_rows, size, code)
+    return out

@@ -14,14 +14,17 @@ from pydstp.ops.checks import (
     check_index_range,
     check_rank,
     dtype_code,
+    op,
     optional_address,
     row_address,
 )
+from pydstp.ops.cuda import no_gpu_version
 from pydstp.ops.runtime import ThreadPool, call
 
 _INT32 = torch.int32
 
 
+@op
 def prefill_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, pool: ThreadPool,
                       segments: Sequence[int] | None = None, visible_len: Tensor | None = None,
                       out: Tensor | None = None) -> Tensor:
@@ -48,6 +51,8 @@ def prefill_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, pool: Th
     code, dtype = dtype_code(q, "q"), q.dtype
     check_rank(q, "q", ("num_queries", "num_heads", "head_dim"))
     check_rank(k, "k", ("num_keys", "num_kv_heads", "head_dim"))
+    if q.is_cuda:
+        raise no_gpu_version("prefill_attention", q.device)
     (num_queries, num_heads, head_dim), (num_keys, num_kv_heads, _) = q.shape, k.shape
     if head_dim < 2 or head_dim % 2:
         raise OptionError(f"q: expected an even head_dim, got {head_dim}")

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pydstp import _C
 from pydstp.errors import OptionError, show
-from pydstp.ops.checks import address, check_rank, dtype_code
+from pydstp.ops.checks import address, check_rank, dtype_code, op
+from pydstp.ops.memory import empty_in_huge_pages
 from pydstp.ops.recording import new_result
 from pydstp.ops.runtime import ThreadPool, call
 
@@ -44,7 +45,7 @@ class QuantisedMatrix:
         *stack, out_features, in_features = shape
         blocks = (*stack, -(-out_features // TILE_ROWS), -(-in_features // GROUP_COLUMNS))
         steps = GROUP_COLUMNS // STEP_COLUMNS
-        codes = torch.empty(*blocks, steps, TILE_ROWS, STEP_COLUMNS, dtype=torch.uint8)
+        codes = empty_in_huge_pages(*blocks, steps, TILE_ROWS, STEP_COLUMNS, dtype=torch.uint8)
         return cls(codes, torch.empty(*blocks, TILE_ROWS, dtype=torch.bfloat16), out_features,
                    in_features)
 
@@ -88,6 +89,7 @@ class QuantisedMatrix:
                 self.out_features, self.in_features)
 
 
+@op
 def quantise_rows(x: Tensor, matrix: QuantisedMatrix, first_row: int = 0, *,
                   pool: ThreadPool) -> None:
     """Set some rows of a matrix.
@@ -107,6 +109,7 @@ def quantise_rows(x: Tensor, matrix: QuantisedMatrix, first_row: int = 0, *,
          first_row, num_rows, code)
 
 
+@op
 def dequantise_rows(matrix: QuantisedMatrix, first_row: int, out: Tensor, *,
                     pool: ThreadPool) -> Tensor:
     """Some rows of a matrix as numbers, rounded once to the dtype of `out`.
@@ -127,6 +130,7 @@ def dequantise_rows(matrix: QuantisedMatrix, first_row: int, out: Tensor, *,
     return out
 
 
+@op
 def quantised_linear(x: Tensor, weight: QuantisedMatrix, *, pool: ThreadPool,
                      out: Tensor | None = None) -> Tensor:
     """x @ weight.T, with x quantised on the way: the product of a decode step.
@@ -153,7 +157,7 @@ def quantised_linear(x: Tensor, weight: QuantisedMatrix, *, pool: ThreadPool,
     if out is None:
         out = new_result(x, (num_tokens, weight.out_features))
     size = num_tokens * groups
-    workspace = torch.empty(size * (GROUP_COLUMNS + 8), dtype=torch.uint8)
+    workspace = x.new_empty(size * (GROUP_COLUMNS + 8), dtype=torch.uint8)
     codes = address(workspace, "workspace", torch.uint8, tuple(workspace.shape))
     scales = codes + size * GROUP_COLUMNS  # behind the codes, and the offsets behind them
     call(_C.quantised_linear, pool, x_address, *places,

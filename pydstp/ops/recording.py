@@ -33,15 +33,20 @@ class Scratch:
         self._buffers, self._others = self._others, self._buffers
         self._next = 0
 
-    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor that nothing else has got since the reset before the last."""
-        size = prod(shape) * dtype.itemsize
+    def take(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """A tensor that nothing else has got since the reset before the last.
+
+        like: has its dtype and lies where it will.
+        """
+        size = prod(shape) * like.dtype.itemsize
         if self._next == len(self._buffers):
-            self._buffers.append(torch.empty(0, dtype=torch.uint8))
-        if len(self._buffers[self._next]) < size:  # recordings that use the old one keep it alive
-            self._buffers[self._next] = torch.empty(size, dtype=torch.uint8)
+            self._buffers.append(like.new_empty(0, dtype=torch.uint8))
+        buffer = self._buffers[self._next]
+        if len(buffer) < size or buffer.device != like.device:
+            # Recordings that use the old one keep it alive.
+            buffer = self._buffers[self._next] = like.new_empty(size, dtype=torch.uint8)
         self._next += 1
-        return self._buffers[self._next - 1][:size].view(dtype).view(shape)
+        return buffer[:size].view(like.dtype).view(shape)
 
 
 class Recording:
@@ -85,7 +90,7 @@ def new_result(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     recording = getattr(_local, "recording", None)
     if recording is None or not recording._is_in_scratch:
         return like.new_empty(shape)
-    return recording._scratch.take(shape, like.dtype)
+    return recording._scratch.take(like, shape)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch import Tensor
 from pydstp import _C
 from pydstp.errors import OptionError
 from pydstp.ops.attention import Monitor, attend, check_reads, check_room
-from pydstp.ops.checks import address, check_index_range, check_rank, optional_address
+from pydstp.ops.checks import address, check_index_range, check_rank, op, optional_address
 from pydstp.ops.recording import new_result
 from pydstp.ops.runtime import ThreadPool
 from pydstp.ops.sketch import KeySketch, checked_sketch
@@ -22,9 +22,10 @@ def return_workspace(batch: int, num_heads: int, sketch: KeySketch, reserve_indi
     num_kv_heads = sketch.channel_scale.shape[1]
     row = _C.return_row_bytes(num_heads, num_kv_heads, head_dim, sketch.bits,
                               reserve_indices.shape[1])
-    return torch.empty(batch * row // 4, dtype=_FLOAT32)
+    return reserve_indices.new_empty(batch * row // 4, dtype=_FLOAT32)
 
 
+@op
 def attention_with_return(
     q: Tensor, visual: Tensor, text: Tensor, *, seq_idx: Tensor, visible_indices: Tensor,
     visible_len: Tensor, layer_to_group: Tensor, layer_idx: int, text_len: Tensor, scale: float,
@@ -50,10 +51,10 @@ def attention_with_return(
     Args:
         q, visual, text, seq_idx, visible_indices, visible_len, layer_to_group, layer_idx, text_len,
             scale, monitor, out: as in `decode_attention`.
-        sketch: this layer's; every slot of the reserve has been written by `sketch_keys`.
+        sketch: this layer's; its entry i is the key of reserve_indices[i], by `sketch_keys`.
         reserve_indices: [max_batch, reserve_capacity] int32 visual slots, none of them in the list,
-            none twice; ascending is fastest.
-        reserve_len: [max_batch] int32.
+            none twice, in any order.
+        reserve_len: [max_batch] int32, at most visual_capacity.
         max_returned: [max_batch] int32, at most return_capacity.
         returned_indices: [batch, num_kv_heads, return_capacity] int32, written: by row of the batch
             what came back, ascending. Without per_head all KV heads have the same list.
@@ -83,7 +84,7 @@ def attention_with_return(
     row = _C.return_row_bytes(shape[1], arena[5], shape[2], sketch.bits, reserve_indices.shape[1])
     needed = shape[0] * row // 4
     if return_workspace is None:
-        return_workspace = torch.empty(needed, dtype=_FLOAT32)
+        return_workspace = q.new_empty(needed, dtype=_FLOAT32)
     room = check_room("return_workspace", return_workspace, needed)
     attend(q, text, lists, arguments, out_address, scale, pool, workspace, monitor, status,
            native=_C.attention_return, return_capacity=returned[2],
@@ -121,7 +122,8 @@ def _check_indices(seq_idx: Tensor, indices: Tensor, length: Tensor, max_returne
                    return_capacity: int, visual_capacity: int) -> None:
     seqs = seq_idx[seq_idx >= 0].long()
     capacity = indices.shape[1]
-    check_index_range(length[seqs], "reserve_len", 0, capacity + 1)
+    check_index_range(length[seqs], "reserve_len", 0, min(capacity, visual_capacity) + 1)
     check_index_range(max_returned[seqs], "max_returned", 0, return_capacity + 1)
-    is_listed = torch.arange(capacity) < length[seqs].unsqueeze(1)
+    places = torch.arange(capacity, device=indices.device)
+    is_listed = places < length[seqs].unsqueeze(1)
     check_index_range(indices[seqs][is_listed], "reserve_indices", 0, visual_capacity)

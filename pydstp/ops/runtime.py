@@ -8,6 +8,8 @@ import torch  # noqa: F401  # before _C, as everywhere: one C++ runtime, torch's
 
 from pydstp import _C
 from pydstp.errors import OptionError
+from pydstp.ops.checks import op_device
+from pydstp.ops.cuda import launch
 from pydstp.ops.recording import note_call
 
 
@@ -27,12 +29,18 @@ class ThreadPool(_C.ThreadPool):
 
 
 def call(native: Callable[..., None], pool: ThreadPool, *arguments: object) -> None:
-    """Run a native function; what its signature refuses becomes an `OptionError`."""
+    """Run a native function where the op's tensors lie: on `pool`, or on a GPU, in torch's stream.
+
+    What its signature refuses becomes an `OptionError`.
+    """
+    device = op_device()
+    on_gpu = device is not None and device.type == "cuda"
+    run, *first = (launch, native, device) if on_gpu else (native, pool)
     try:
-        native(pool, *arguments)
-        note_call(native, pool, *arguments)
+        run(*first, *arguments)
+        note_call(run, *first, *arguments)
     except TypeError:
-        if not isinstance(pool, ThreadPool):
+        if not on_gpu and not isinstance(pool, ThreadPool):
             raise OptionError(f"pool: expected a ThreadPool, got {type(pool).__name__}") from None
         odd = ", ".join(map(repr, _no_numbers(arguments)))
         raise OptionError(f"{native.__name__}: expected numbers as documented, got {odd}") from None

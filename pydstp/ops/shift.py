@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pydstp import _C
 from pydstp.errors import OptionError
-from pydstp.ops.checks import address, check_batch, check_rank, optional_address
+from pydstp.ops.checks import address, check_batch, check_rank, op, optional_address
 from pydstp.ops.runtime import ThreadPool, call
 
 _INT32 = torch.int32
@@ -227,6 +227,7 @@ _NATIVE = tuple(field.name for field in fields(ShiftState) if field.name not in 
     "score_indices", "score_len", "head_weights", "layer_weights", "norm", "mass"))
 
 
+@op
 def shift_detect(state: ShiftState, seq_idx: Tensor, phase: Phase, *, pool: ThreadPool,
                  status: Tensor | None = None) -> None:
     """Compare this step's attention with the anchor and advance each sequence's state.
@@ -253,6 +254,7 @@ def shift_detect(state: ShiftState, seq_idx: Tensor, phase: Phase, *, pool: Thre
          optional_address(status, "status", _INT32, (1,)), batch, int(phase))
 
 
+@op
 def shift_select(state: ShiftState, seq_idx: Tensor, visible_indices: Tensor, visible_len: Tensor,
                  group_idx: int, *, pool: ThreadPool, status: Tensor | None = None) -> None:
     """Write the list of one group for each sequence whose ACTION is SELECT or RESTORE.

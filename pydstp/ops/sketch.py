@@ -10,12 +10,13 @@ from torch import Tensor
 from pydstp import _C
 from pydstp.errors import OptionError
 from pydstp.ops.cache import describe_arenas
-from pydstp.ops.checks import address, check_index_range, check_rank, optional_address
+from pydstp.ops.checks import address, check_index_range, check_rank, op, optional_address
 from pydstp.ops.runtime import ThreadPool, call
 
 _INT32, _FLOAT32 = torch.int32, torch.float32
 _STATISTICS = {"max": 0, "rms": 1}  # SketchStatistic of csrc/kernels/key_sketch.h
 BITS = (2, 4, 8, 16)
+_BLOCK = 16  # keys; kSketchBlock
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +27,14 @@ class KeySketch:
     is multiplied by `channel_scale` instead. With 16 bits there is no copy: the exact keys are read
     from the arena.
 
+    Entries lie in the order of the reserve, whatever their slots, so that all of it is read from
+    end to end; the words (4 bytes) of 16 entries stand side by side. Any number of them can be
+    written, in any order, and the others stay as they are.
+
     Attributes:
-        codes: [max_batch, visual_capacity, num_kv_heads, ceil(head_dim * bits / 8)] uint8.
-        scales: [max_batch, visual_capacity, num_kv_heads] float32.
+        codes: [max_batch, ceil(visual_capacity / 16), num_kv_heads, words, 16, 4] uint8, with
+            ceil(head_dim * bits / 32) words.
+        scales: [max_batch, ceil(visual_capacity / 16), num_kv_heads, 16] float32.
         channel_scale: [max_batch, num_kv_heads, head_dim / 2] float32, one per RoPE pair, positive.
         bits: 2, 4, 8 or 16.
     """
@@ -41,7 +47,7 @@ class KeySketch:
     @classmethod
     def allocate(cls, max_batch: int, visual_capacity: int, num_kv_heads: int, head_dim: int,
                  bits: int = 4) -> KeySketch:
-        """Room for every visual slot; all channel scales are 1.
+        """As many entries as there are visual slots; all channel scales are 1.
 
         Raises:
             OptionError: another number of bits, or an odd head_dim.
@@ -61,9 +67,9 @@ class KeySketch:
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes that scoring one slot reads: codes and scales of all KV heads; 0 with 16 bits."""
-        _, _, num_kv_heads, head_bytes = self.codes.shape
-        return num_kv_heads * (head_bytes + 4) if self.bits < 16 else 0
+        """Bytes that scoring one entry reads: codes and scales of all KV heads; 0 with 16 bits."""
+        _, _, num_kv_heads, words, _, _ = self.codes.shape
+        return num_kv_heads * (4 * words + 4) if self.bits < 16 else 0
 
     def addresses(self, arena: tuple[int, ...]) -> tuple[int, int, int, int]:
         """What the native side takes; `arena` is what `describe_arenas` gave.
@@ -85,11 +91,13 @@ class KeySketch:
 def _shapes(max_batch: int, visual_capacity: int, num_kv_heads: int, head_dim: int,
             bits: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Of codes, scales and channel_scale; no codes and scales with 16 bits."""
-    slots = visual_capacity if bits < 16 else 0
-    by_head = (max_batch, slots, num_kv_heads)
-    return ((*by_head, -(-head_dim * bits // 8)), by_head, (max_batch, num_kv_heads, head_dim // 2))
+    blocks = -(-visual_capacity // _BLOCK) if bits < 16 else 0
+    by_head = (max_batch, blocks, num_kv_heads)
+    return ((*by_head, -(-head_dim * bits // 32), _BLOCK, 4), (*by_head, _BLOCK),
+            (max_batch, num_kv_heads, head_dim // 2))
 
 
+@op
 def sketch_scale(visual: Tensor, sketch: KeySketch, seq_idx: int, slots: Tensor, *,
                  pool: ThreadPool, statistic: str = "max", status: Tensor | None = None,
                  check_indices: bool = False) -> None:
@@ -112,18 +120,25 @@ def sketch_scale(visual: Tensor, sketch: KeySketch, seq_idx: int, slots: Tensor,
          seq_idx, slots.shape[0], _STATISTICS[statistic])
 
 
+@op
 def sketch_keys(visual: Tensor, sketch: KeySketch, seq_idx: int, slots: Tensor, *,
-                pool: ThreadPool, status: Tensor | None = None,
+                pool: ThreadPool, first_entry: int = 0, status: Tensor | None = None,
                 check_indices: bool = False) -> None:
     """Write the sketch of the keys in some slots, with the sequence's channel scales as they are.
 
     Args:
-        visual, sketch, seq_idx, slots: as in `sketch_scale`; no slot may come twice.
+        visual, sketch, seq_idx, slots: as in `sketch_scale`; an entry whose slot is -1 stays.
+        first_entry: of the reserve: slots[i] becomes entry first_entry + i.
     """
     arena, places = _places(visual, sketch, seq_idx, slots, check_indices)
     status_address = optional_address(status, "status", _INT32, (1,))
+    most = arena[3] - slots.shape[0]
+    if not isinstance(first_entry, int) or not 0 <= first_entry <= most:
+        raise OptionError(f"first_entry: expected an int in [0, {most}] for {slots.shape[0]} "
+                          f"slots, got {first_entry!r}")
     if sketch.bits < 16:
-        call(_C.sketch_keys, pool, arena, *places, status_address, seq_idx, slots.shape[0])
+        call(_C.sketch_keys, pool, arena, *places, status_address, seq_idx, slots.shape[0],
+             first_entry)
 
 
 def _places(visual: Tensor, sketch: KeySketch, seq_idx: int, slots: Tensor,

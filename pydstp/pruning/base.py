@@ -10,12 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pydstp.cost import Cost
 from pydstp.errors import OptionError
 
 # Of the decoder layer before the one that a method acts before.
-LAYER_STATISTICS = ("attention_row", "picture_row", "received_attention", "key_norms",
-                    "text_key_norms")
-STATISTICS = ("vision_attention", "vision_keys", "text_embeddings", "text_states",
+LAYER_STATISTICS = ("attention_row", "picture_row", "received_attention", "text_attention",
+                    "key_norms", "text_key_norms")
+STATISTICS = ("vision_attention", "vision_keys", "text_embeddings", "text_states", "upcoming_row",
               *LAYER_STATISTICS)
 QUOTAS = ("span", "global")
 REDUCTIONS = ("sum", "max")
@@ -26,11 +27,18 @@ _TIE = 1e-6  # cosines this close differ by rounding; which is larger would depe
 class VisualTokens:
     """The visual tokens of a request's new pictures, N of them, in prompt order.
 
+    Where a method acts before several layers, it is asked at each of these stages about the tokens
+    that are left, merged ones among them.
+
     Attributes:
         features: [N, hidden_size], in the dtype of the model: embeddings where the method acts
             before the language model, hidden states entering the layer it acts before elsewhere.
         grids: (rows, cols) in tokens of each picture, or of each tile where the model cuts pictures
-            into tiles (a thumbnail is one more); row by row they make up the N tokens.
+            into tiles (a thumbnail is one more); row by row they make up the tokens of the first
+            stage.
+        stage: how often the method was asked before about these pictures.
+        origins: [N] int64, ascending: which token of the grids each one is, or, of a merged token,
+            the one whose place it took.
         quotas: tokens to keep in each span, merged tokens included.
         spans: (start, length) that the quotas belong to: one for each grid (quota="span"), or
             one for all N tokens (quota="global").
@@ -39,6 +47,10 @@ class VisualTokens:
             all that follows but `generator`.
         picture_row: [N] float32, the same of the last visual token of the picture that the token
             belongs to (a picture is all its tiles and the thumbnail).
+        upcoming_row: [N] float32, the same as `attention_row` in the layer itself before which
+            tokens leave; it takes that layer's queries and keys of all rows, and no more of it.
+        text_attention: [R, N] float32, attention in the layer before of those rows of the text
+            behind the last of the new pictures that `Pruner.raters` names, mean over heads.
         received_attention: [N] float32, the mean of the same over all other tokens of the prompt;
             those that come before the token see nothing of it and count as 0.
         key_norms: [N] float32, L1 norm of the token's keys in the layer before, as attention takes
@@ -63,7 +75,11 @@ class VisualTokens:
     grids: tuple[tuple[int, int], ...]
     quotas: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
+    stage: int = 0
+    origins: Tensor | None = None
     attention_row: Tensor | None = None
+    upcoming_row: Tensor | None = None
+    text_attention: Tensor | None = None
     picture_row: Tensor | None = None
     received_attention: Tensor | None = None
     key_norms: Tensor | None = None
@@ -141,6 +157,11 @@ class Pruner(ABC):
         keeps_all: the method takes no ratio and no number.
         acts_on_picture: pictures are made smaller before the vision tower instead, each to its
             share of tokens; `select` is not asked, and nothing is left that could return.
+        acts_on_cache: all tokens go through all layers, and the keys and values of a layer are made
+            fewer by `compressed` once it has run; `select` is not asked, and nothing is left that
+            could return.
+        shrinks_behind: the stage from whose layer on, behind the prompt, all layers read what the
+            last stage left; None: each what its own stage left.
         block: the block of the vision tower that `vision_*` come from; negative counts from the
             end.
     """
@@ -150,7 +171,14 @@ class Pruner(ABC):
     adaptive: ClassVar[bool] = False
     keeps_all: ClassVar[bool] = False
     acts_on_picture: ClassVar[bool] = False
+    acts_on_cache: ClassVar[bool] = False
+    shrinks_behind: ClassVar[int | None] = None
     block: ClassVar[int] = -2
+
+    @property
+    def leaves_reserve(self) -> bool:
+        """Whether there are pruned tokens that could return."""
+        return not (self.acts_on_picture or self.acts_on_cache)
 
     @property
     def merges(self) -> bool:
@@ -161,6 +189,37 @@ class Pruner(ABC):
     def act_before(self) -> int:
         """The decoder layer before which tokens are dropped; 0 is before the language model."""
         return 0
+
+    def cost(self, num_visual: int, num_kept: int, hidden_size: int) -> Cost:
+        """What `select` reads and computes, for the cost model; statistics are counted elsewhere.
+
+        Here: a few passes over all features as fp32.
+        """
+        return Cost(4.0 * 4 * num_visual * hidden_size)
+
+    def stages(self, num_layers: int) -> tuple[int, ...]:
+        """The decoder layers, ascending, before which tokens leave; most methods act once."""
+        return (self.act_before,)
+
+    def needs_at(self, stage: int) -> frozenset[str]:
+        """`needs`, where not every stage looks at all of them."""
+        return self.needs
+
+    def share_at(self, stage: int, num_stages: int, share: float) -> float:
+        """The share of the tokens that stays behind a stage, where `share` does in the end.
+
+        In equal proportion from stage to stage unless a method says otherwise.
+        """
+        return share ** ((stage + 1) / num_stages)
+
+    def raters(self, visual: Tensor, text: Tensor) -> Tensor:
+        """[T] bool: the rows of `VisualTokens.text_attention`.
+
+        Args:
+            visual: [N, hidden_size], what the decoder takes for the new pictures.
+            text: [T, hidden_size], the same for the text behind them.
+        """
+        return torch.ones(len(text), dtype=torch.bool)
 
     @abstractmethod
     def select(self, tokens: VisualTokens) -> Selection | Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pydstp.config import require_float
+from pydstp.cost import Cost
 from pydstp.pruning.base import Pruner, VisualTokens, first_largest, ranked, unit_rows
 from pydstp.pruning.registry import register_pruner
 
@@ -49,6 +50,10 @@ class CDPruner(Pruner):
     def __post_init__(self) -> None:
         if self.relevance_weight is not None:
             require_float("relevance_weight", self.relevance_weight, 0.0, 0.99)
+
+    def cost(self, num_visual: int, num_kept: int, hidden_size: int) -> Cost:
+        """A pick reads all features, and what the picks before it span."""
+        return Cost(4.0 * num_visual * num_kept * (hidden_size + num_kept / 2))
 
     def select(self, tokens: VisualTokens) -> Tensor:
         """Span by span."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pydstp.config import require_int
+from pydstp.cost import Cost
 from pydstp.pruning.base import VisualTokens, unit_rows
 from pydstp.pruning.before_layer import LayerPruner
 from pydstp.pruning.registry import register_pruner
@@ -55,6 +56,11 @@ class Dart(LayerPruner):
         """Of the text only with `text_pivots`."""
         of_text = {"text_key_norms", "text_states"} if self.text_pivots else set()
         return frozenset({"key_norms"} | of_text)
+
+    def cost(self, num_visual: int, num_kept: int, hidden_size: int) -> Cost:
+        """Every pivot passes over all features a few times, as fp64."""
+        num_pivots = self.visual_pivots + self.text_pivots
+        return Cost(3 * 8.0 * num_pivots * num_visual * hidden_size)
 
     def select(self, tokens: VisualTokens) -> Tensor:
         """Picks span by span."""

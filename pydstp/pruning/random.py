@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pydstp.config import require_int
+from pydstp.cost import Cost
 from pydstp.pruning.base import Pruner, VisualTokens
 from pydstp.pruning.registry import register_pruner
 
@@ -33,6 +34,10 @@ class RandomSubset(Pruner):
     def act_before(self) -> int:
         """`layer`."""
         return self.layer
+
+    def cost(self, num_visual: int, num_kept: int, hidden_size: int) -> Cost:
+        """It looks at nothing."""
+        return Cost()
 
     def select(self, tokens: VisualTokens) -> Tensor:
         """The tokens with the largest of N random numbers."""

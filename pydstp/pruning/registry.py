@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from inspect import get_annotations, isabstract
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from pydstp.config import require_float, require_int
 from pydstp.errors import OptionError, PydstpError, show
@@ -155,6 +157,24 @@ class PruningConfig:
         return spans, tuple(self.budget(length) for length in lengths)
 
 
+    def quotas_at(
+        self, grids: Sequence[tuple[int, int]], stage: int, num_stages: int, origins: Tensor
+    ) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
+        """`quotas` of one stage, for the tokens that are left: `VisualTokens.origins`.
+
+        Never fewer than those of the last stage.
+        """
+        spans, final = self.quotas(grids)
+        starts = torch.tensor([start for start, _ in spans] + [sum(r * c for r, c in grids)])
+        bounds = torch.searchsorted(origins, starts).tolist()
+        quotas = []
+        for (_, length), last, start, end in zip(spans, final, bounds, bounds[1:], strict=False):
+            share = self.pruner.share_at(stage, num_stages, last / length)
+            quota = last if stage == num_stages - 1 else math.floor(share * length + 0.5)
+            quotas.append(min(max(quota, last), end - start))
+        return tuple((a, b - a) for a, b in pairwise(bounds)), tuple(quotas)
+
+
 def _build(name: str, kind: type[Pruner], options: dict[str, Any]) -> Pruner:
     """The method with its options; lists become tuples, so that it can be hashed."""
     known = [field.name for field in fields(kind) if field.init]
@@ -192,7 +212,7 @@ def _check_declarations(name: str, pruner: Pruner) -> None:
         raise OptionError(f"{who}: default_quota: expected one of {QUOTAS}, "
                           f"got {show(pruner.default_quota)}")
     require_int(f"{who}: block", pruner.block, -(1 << 20), 1 << 20)
-    first = int(not needs.isdisjoint(LAYER_STATISTICS))
+    first = int(not pruner.needs_at(0).isdisjoint(LAYER_STATISTICS))
     require_int(f"{who}: act_before", pruner.act_before, first, 1 << 20)
 
 

@@ -19,9 +19,10 @@ def run_pruner(config: PruningConfig, tokens: VisualTokens) -> Selection:
         PydstpError: the method failed, or its answer is not a decision; the message names it.
     """
     who = f"pruning method {config.name!r}"
-    if sum(tokens.quotas) == len(tokens):
+    is_asked = config.pruner.adaptive and tokens.stage  # fewer than asked may have been left
+    if sum(tokens.quotas) == len(tokens) and not is_asked:
         return Selection(torch.arange(len(tokens)))
-    for need in sorted(config.pruner.needs):
+    for need in sorted(config.pruner.needs_at(tokens.stage)):
         if getattr(tokens, need) is None:
             raise PydstpError(f"{who}: expected tokens with {need}, got None")
     try:
@@ -45,7 +46,7 @@ def _checked(who: str, answer: Any, tokens: VisualTokens, adaptive: bool) -> Sel
     if (count > 1).any():
         raise PydstpError(f"{who}: expected targets that are not kept, got {int(count.argmax())} "
                           f"in both")
-    if adaptive and not len(chosen):
+    if adaptive and not len(chosen) and len(tokens):
         raise PydstpError(f"{who}: expected at least one token, got none")
     for (start, length), quota in zip(tokens.spans, tokens.quotas, strict=True):
         found = int(count[start:start + length].sum())

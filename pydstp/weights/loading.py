@@ -199,7 +199,7 @@ def _materialise(plan: LoadingPlan, dtype: torch.dtype,
         matrices = quantise(plan.model, plan.is_tied) if is_quantised else {}
         for module in plan.model.modules():
             for name, meta in list(module.named_parameters(recurse=False)):
-                data = torch.empty(meta.shape, dtype=dtype)
+                data = ops.empty_in_huge_pages(*meta.shape, dtype=dtype)
                 module.register_parameter(name, nn.Parameter(data, requires_grad=False))
     except RuntimeError as error:
         raise CapacityError(f"memory: no room for the weights ({error})") from None

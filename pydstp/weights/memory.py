@@ -57,14 +57,17 @@ def estimate_memory(checkpoint: Checkpoint, config: VLMConfig, dtype: torch.dtyp
 
 
 def check_memory(checkpoint: Checkpoint, config: VLMConfig, dtype: torch.dtype,
-                 cache_bytes: int, **options: int | str) -> MemoryEstimate:
+                 cache_bytes: int, *, device: torch.device | None = None,
+                 **options: int | str) -> MemoryEstimate:
     """The estimate, if it fits; arguments as for `estimate_memory`.
+
+    device: the GPU whose memory counts, or None: the machine's.
 
     Raises:
         CapacityError: more is needed than is available; the message gives the numbers.
     """
     estimate = estimate_memory(checkpoint, config, dtype, cache_bytes, **options)
-    available = available_memory()
+    available = available_memory() if device is None else available_on_gpu(device)
     if available is not None and estimate.total_bytes > available:
         raise CapacityError(too_large(estimate, available))
     return estimate
@@ -128,6 +131,12 @@ def available_memory() -> int | None:
     """
     limits = [*_free_on_machine(), *_free_in_groups()]
     return min(limits) if limits else None
+
+
+def available_on_gpu(device: torch.device) -> int:
+    """Bytes that torch can still allocate on a GPU: free ones, and those it holds without use."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _free_on_machine() -> Iterator[int]:

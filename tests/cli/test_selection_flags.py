@@ -81,7 +81,8 @@ def test_demo_takes_them_too(tmp_path, capsys) -> None:
 
 
 def test_flags_become_options(tmp_path) -> None:
-    assert parsed() == {"pruning": None, "shift": None, "reserve": "auto"}
+    assert parsed() == {"pruning": None, "shift": None, "reserve": "auto",
+                        "bypass": "never"}
     assert parsed("--shift", "none")["shift"] is None
     assert parsed("--shift", "dstp")["shift"] == DSTP()
     assert parsed("--shift", "recommended")["shift"] == DSTP.recommended()

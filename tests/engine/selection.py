@@ -23,7 +23,10 @@ METHODS = {"random": {}, "fastv": {"layer": 1}, "divprune": {}, "visionzip": {},
            "pooling": {"layer": 1}}
 MORE_METHODS = {"window_fastv": {"layer": 1, "window": 2}, "reverse_fastv": {"layer": 1},
                 "fastv_vis": {"layer": 1}, "alpha": {"layer": 1}, "dart": {"layer": 1},
-                "fastervlm": {}, "vispruner": {}, "cdpruner": {}, "prumerge": {"neighbours": 4}}
+                "fastervlm": {}, "vispruner": {}, "cdpruner": {}, "prumerge": {"neighbours": 4},
+                "pyramiddrop": {}, "sparsevlm": {},
+                "mustdrop": {"similarity": 0.1, "window": 2, "global_threshold": 0.1,
+                             "individual_threshold": 0.05}}
 ALL_METHODS = {**METHODS, **MORE_METHODS}
 PROMPT = "Describe the second row of the picture, please."
 IMAGE = picture(224, 160)  # 7 x 5 visual tokens
@@ -43,7 +46,8 @@ def method(name: str, ratio: float = 1 / 3, **options: object) -> PruningConfig:
 
 def selecting(name: str) -> PruningConfig:
     """The same, with options under which it merges no tokens."""
-    return method(name, **{"visionzip": {"prune_only": True}, "prumerge": {"prune_only": True},
+    return method(name, **{"sparsevlm": {"recycle": 0.0}, "mustdrop": {"similarity": 2.0},
+                           "visionzip": {"prune_only": True}, "prumerge": {"prune_only": True},
                            "pooling": {"pool": "argmax_l1"}}.get(name, {}))
 
 

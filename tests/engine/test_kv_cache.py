@@ -31,8 +31,8 @@ def test_slots_follow_the_two_arenas(cache):
 def test_every_visual_token_is_visible_in_every_group(cache):
     seq_idx = cache.acquire()
     cache.append(seq_idx, mask("tvvtv"))
-    assert cache.visible_len[seq_idx].tolist() == [3, 3, 3]
-    assert cache.visible_indices[seq_idx, :, :3].tolist() == 3 * [[0, 1, 2]]
+    assert cache.visible_len[seq_idx, :3].tolist() == [3, 3, 3]
+    assert cache.visible_indices[seq_idx, :3, :3].tolist() == 3 * [[0, 1, 2]]
 
 
 def test_decode_rows_go_behind_the_text(cache):
@@ -52,7 +52,7 @@ def test_rewind_forgets_what_came_after(cache):
     assert mark == CacheMark(1, 1, 2)
     cache.rewind(seq_idx, mark)
     assert cache.slots_in_prompt_order(seq_idx).tolist() == [6, 0]
-    assert cache.visible_len[seq_idx].tolist() == [1, 1, 1]
+    assert cache.visible_len[seq_idx, :3].tolist() == [1, 1, 1]
     assert cache.append(seq_idx, mask("vt")).tolist() == [1, 7]
 
 
@@ -73,7 +73,7 @@ def test_a_released_sequence_starts_empty(cache):
     cache.release(taken[1])
     assert cache.acquire() == taken[1]
     assert cache.mark(taken[1]) == CacheMark(0, 0, 0)
-    assert cache.visible_len[taken[1]].tolist() == [0, 0, 0]
+    assert cache.visible_len[taken[1], :3].tolist() == [0, 0, 0]
 
 
 def test_buffers_never_move(cache):

@@ -106,11 +106,6 @@ def test_other_kinds_of_weights_are_refused(value: object) -> None:
         Engine(tiny_qwen3_vl(), weights=value)
 
 
-def test_other_devices_are_refused() -> None:
-    with pytest.raises(OptionError, match="device: expected 'auto' or 'cpu', got 'cuda'"):
-        Engine(tiny_qwen3_vl(), device="cuda", weights="int8")
-
-
 def test_a_quantised_checkpoint_is_refused_by_name(tmp_path) -> None:
     folder = tiny_qwen3_vl(tmp_path)
     edit_json(folder / "config.json", quantization_config={"quant_method": "gptq"})

@@ -99,7 +99,7 @@ def test_pictures_in_tiles_are_cut_into_fewer(tiles):
 @pytest.mark.parametrize("ratio", [0.5, 1.0])
 def test_nothing_can_return(engine, shift, ratio):
     with pytest.raises(OptionError, match=f"shift: expected None with resize, got "
-                                          f"{type(shift).__name__} .of a smaller picture no token"):
+                                          f"{type(shift).__name__} .it leaves no token behind"):
         answer(engine, pruning=resize(ratio), shift=shift)
     with pytest.raises(OptionError, match="shift: expected None with resize"):
         engine.chat(pruning=resize(ratio), shift=shift)

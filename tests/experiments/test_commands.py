@@ -124,7 +124,7 @@ def test_analyze(tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize("arguments, says", [
-    ("eval nonsense", "task: expected one of"),
+    ("eval nonsense", "task: expected names among"),
     ("eval trail --methods nonsense", "--methods: expected names among"),
     ("eval trail --ratios 0", "--ratios: expected numbers in (0, 1]"),
     ("eval trail --n 0", "n: expected an integer >= 1"),

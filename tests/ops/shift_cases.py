@@ -110,7 +110,9 @@ def one_sequence(num_base: int, num_reserve: int, **policy: int) -> ShiftState:
     return state
 
 
-ROW = torch.zeros(1, dtype=torch.int32)
+def first_sequence() -> Tensor:
+    """A batch of the first sequence alone."""
+    return torch.zeros(1, dtype=torch.int32)
 
 
 def shown_after(state: ShiftState, pool: ops.ThreadPool, action: Action = Action.SELECT,
@@ -119,5 +121,5 @@ def shown_after(state: ShiftState, pool: ops.ThreadPool, action: Action = Action
     state.state[0, StateWord.ACTION] = action
     indices = torch.full((1, 1, state.probs.shape[1]), -1, dtype=torch.int32)
     length = torch.full((1, 1), -1, dtype=torch.int32)
-    ops.shift_select(state, ROW, indices, length, 0, pool=pool, status=status)
+    ops.shift_select(state, first_sequence(), indices, length, 0, pool=pool, status=status)
     return indices[0, 0, : max(0, int(length))].tolist()

@@ -115,9 +115,10 @@ def test_every_sequence_has_its_own_policy(isa, dtype, pool):
 def test_the_order_of_the_reserve_does_not_matter(isa, dtype, per_head, pool):
     case = make_return_case(dtype, reserve_len=769, per_head=per_head)
     out, indices, _ = case.run_return(pool)
-    reserve = case.reserve["reserve_indices"]
+    reserve, sketch = case.reserve["reserve_indices"], case.reserve["sketch"]
     for seq, length in enumerate(case.reserve["reserve_len"].tolist()):
         reserve[seq, :length] = reserve[seq, :length].sort().values
+        ops.sketch_keys(case.visual, sketch, seq, reserve[seq, :length], pool=pool)
     again, other_indices, _ = case.run_return(pool)
     assert_bitwise(other_indices, indices)
     assert_bitwise(again, out)
@@ -212,7 +213,8 @@ def test_a_sketch_that_is_no_number_never_wins(isa, dtype, bits, pool):
     lost = int(case.run_return(pool)[1][0, 0, 0])
     if bits == 16:
         case.visual[0, lost, 0] = float("nan")
-    case.reserve["sketch"].scales[0, lost : lost + 1] = float("nan")
+    entry = case.reserve["reserve_indices"][0].tolist().index(lost)
+    case.reserve["sketch"].scales[0, entry // 16 : entry // 16 + 1, :, entry % 16] = float("nan")
     assert lost not in check(case, pool)[0][0]
 
 

@@ -71,7 +71,8 @@ HEADS = [(1, 1, 2), (3, 1, 38), (6, 2, 64), (8, 1, 128), (5, 5, 6)]
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("with_norm", [True, False], ids=["norm", "plain"])
-def test_qk_norm_rope_matches_the_reference(isa, dtype, heads, with_norm, pool):
+@pytest.mark.parametrize("float_angles", [False, True], ids=["rounded", "float"])
+def test_qk_norm_rope_matches_the_reference(isa, dtype, heads, with_norm, float_angles, pool):
     num_heads, num_kv_heads, head_dim = heads
     qkv = Guarded(19, (num_heads + 2 * num_kv_heads) * head_dim, dtype=dtype)
     before = qkv.tensor.copy_(normal(*qkv.tensor.shape, dtype=dtype)).clone()
@@ -79,11 +80,14 @@ def test_qk_norm_rope_matches_the_reference(isa, dtype, heads, with_norm, pool):
     angles = 100 * normal(19, head_dim // 2, seed=3)
     cos_sin = torch.cat([angles.cos(), angles.sin()], dim=1)
     sizes = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "eps": EPS}
-    assert ops.qk_norm_rope(qkv.tensor, *weights, cos_sin, pool=pool, **sizes) is None
+    assert ops.qk_norm_rope(qkv.tensor, *weights, cos_sin, pool=pool, float_angles=float_angles,
+                            **sizes) is None
     qkv.check()
     wide = [None if w is None else w.float() for w in weights]
-    truth = reference.qk_norm_rope(before.float(), *wide, cos_sin.to(dtype).float(), **sizes)
-    assert_matches(qkv.tensor, truth, reference.qk_norm_rope(before, *weights, cos_sin, **sizes))
+    seen = cos_sin if float_angles else cos_sin.to(dtype).float()
+    truth = reference.qk_norm_rope(before.float(), *wide, seen, **sizes)
+    plain = reference.qk_norm_rope(before, *weights, cos_sin, float_angles=float_angles, **sizes)
+    assert_matches(qkv.tensor, truth, plain)
     v_width = num_kv_heads * head_dim
     assert_bitwise(qkv.tensor[:, -v_width:], before[:, -v_width:])
 

@@ -40,6 +40,7 @@ def test_an_unknown_tier_is_refused(tier):
         ops.set_isa(tier)
 
 
+@pytest.mark.parametrize("isa", ops.available_isas(), indirect=True)
 def test_implementations_agree_closely(isa, dtype, pool):
     x, weight = normal(3, 1025, dtype=dtype), normal(97, 1025, dtype=dtype, seed=1)
     ops.set_isa("portable")

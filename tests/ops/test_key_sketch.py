@@ -44,7 +44,7 @@ def some_slots(capacity: int) -> Tensor:
 def test_sizes(isa, dtype, bits, statistic, capacity, pool):
     visual, slots = make_visual(dtype, capacity, 3, 20), some_slots(capacity)
     sketch, memory = make_sketch(visual, bits)
-    before = sketch.codes.clone(), sketch.scales.clone()
+    before, entries = [t.clone() for t in reference.entries_of(sketch, SEQ)], slice(0, len(slots))
     ops.sketch_scale(visual, sketch, SEQ, slots, pool=pool, statistic=statistic,
                      check_indices=True)
     scale = reference.sketch_scale(visual, SEQ, slots, statistic)
@@ -55,12 +55,30 @@ def test_sizes(isa, dtype, bits, statistic, capacity, pool):
         guarded.check()
     codes, scales = reference.sketch_keys(visual[SEQ, slots.long(), 0],
                                           sketch.channel_scale[SEQ], bits)
-    assert_bitwise(sketch.codes[SEQ, slots.long()], reference.pack(codes, bits))
-    torch.testing.assert_close(sketch.scales[SEQ, slots.long()], scales, rtol=1e-6, atol=0)
-    others = torch.ones(MAX_BATCH, capacity, dtype=torch.bool)
-    others[SEQ, slots.long()] = False
-    assert_bitwise(sketch.codes[others], before[0][others])
-    assert_bitwise(sketch.scales[others], before[1][others])
+    after = reference.entries_of(sketch, SEQ)
+    assert_bitwise(after[0][entries], reference.pack(codes, bits))
+    torch.testing.assert_close(after[1][entries], scales, rtol=1e-6, atol=0)
+    for now, then in zip(after, before, strict=True):
+        assert_bitwise(now[len(slots):], then[len(slots):])
+    assert (sketch.codes[[0, 2]] == 170).all()
+
+
+@BITS
+def test_entries_are_written_in_any_pieces_and_order(isa, dtype, bits, pool):
+    """And a piece leaves those beside it as they were."""
+    visual, slots = make_visual(dtype, 97, 3, 20), torch.randperm(97).int()
+    whole, _ = make_sketch(visual, bits)
+    ops.sketch_keys(visual, whole, SEQ, slots, pool=pool)
+    wanted = reference.entries_of(whole, SEQ)
+    pieces, _ = make_sketch(visual, bits)
+    written = torch.zeros(len(wanted[0]), dtype=torch.bool)
+    for begin, end in ((40, 41), (90, 97), (0, 3), (41, 90), (3, 40)):
+        before = [t.clone() for t in reference.entries_of(pieces, SEQ)]
+        ops.sketch_keys(visual, pieces, SEQ, slots[begin:end], pool=pool, first_entry=begin)
+        written[begin:end] = True
+        for now, then, full in zip(reference.entries_of(pieces, SEQ), before, wanted, strict=True):
+            assert_bitwise(now[written], full[written])
+            assert_bitwise(now[~written], then[~written])
 
 
 @BITS
@@ -72,8 +90,9 @@ def test_heads(isa, dtype, bits, head_dim, num_kv_heads, pool):
     ops.sketch_scale(visual, sketch, SEQ, slots, pool=pool)
     ops.sketch_keys(visual, sketch, SEQ, slots, pool=pool)
     codes, _ = reference.sketch_keys(visual[SEQ, slots.long(), 0], sketch.channel_scale[SEQ], bits)
-    assert_bitwise(sketch.codes[SEQ, slots.long()], reference.pack(codes, bits))
-    assert_bitwise(reference.unpack(sketch.codes[SEQ, slots.long()], bits, head_dim), codes)
+    packed = reference.entries_of(sketch, SEQ)[0][:len(slots)]
+    assert_bitwise(packed, reference.pack(codes, bits))
+    assert_bitwise(reference.unpack(packed, bits, head_dim), codes)
 
 
 @BITS
@@ -83,8 +102,9 @@ def test_a_sketch_is_as_near_as_its_bits_allow(isa, dtype, bits, pool):
     ops.sketch_scale(visual, sketch, SEQ, slots, pool=pool)
     ops.sketch_keys(visual, sketch, SEQ, slots, pool=pool)
     keys = visual[SEQ, :, 0].float() / reference.folded(sketch.channel_scale[SEQ])
-    levels = 2 * reference.unpack(sketch.codes[SEQ], bits, 128).float() - (2**bits - 1)
-    error = levels * sketch.scales[SEQ].unsqueeze(-1) - keys
+    packed, scales = (part[:97] for part in reference.entries_of(sketch, SEQ))
+    levels = 2 * reference.unpack(packed, bits, 128).float() - (2**bits - 1)
+    error = levels * scales.unsqueeze(-1) - keys
     allowed = {2: 0.17, 4: 0.015, 8: 1e-4}[bits]  # the best 4 levels for normal numbers: 0.119
     assert error.pow(2).mean() <= allowed * keys.pow(2).mean()
 
@@ -106,7 +126,7 @@ def test_threads_change_nothing(isa, dtype, pools):
 def test_slots_that_name_no_row_are_skipped_and_reported(isa, dtype, pool):
     visual = make_visual(dtype, 19, 2, 16)
     bad = torch.tensor([3, *hostile_indices(19), 5], dtype=torch.int32)
-    good = torch.tensor([3, -1, 5], dtype=torch.int32)
+    good = torch.tensor([3] + [-1] * (len(bad) - 2) + [5], dtype=torch.int32)
     for op in (ops.sketch_scale, ops.sketch_keys):
         results = []
         for slots, bits in ((bad, 2), (good, 0)):
@@ -135,8 +155,9 @@ def test_odd_keys_are_survived(isa, dtype, bits, pool):
     assert sketch.channel_scale[SEQ].isfinite().all()
     assert (sketch.channel_scale[SEQ] > 0).all()
     ops.sketch_keys(visual, sketch, SEQ, slots, pool=pool)
-    assert (sketch.scales[SEQ, 1] == 0).all()
-    assert sketch.scales[SEQ, 3].isfinite().all()
+    scales = reference.entries_of(sketch, SEQ)[1]
+    assert (scales[1] == 0).all()
+    assert scales[3].isfinite().all()
 
 
 def test_no_slots_give_scales_of_one(isa, dtype, pool):
@@ -152,7 +173,7 @@ def test_bytes_are_reported():
     for bits, head_bytes in ((2, 32), (4, 64), (8, 128)):
         sketch = ops.KeySketch.allocate(2, 100, 8, 128, bits)
         assert sketch.slot_bytes == 8 * (head_bytes + 4)
-        assert sketch.nbytes == 2 * 100 * sketch.slot_bytes + 2 * 8 * 64 * 4
+        assert sketch.nbytes == 2 * 112 * sketch.slot_bytes + 2 * 8 * 64 * 4
     exact = ops.KeySketch.allocate(2, 100, 8, 128, 16)
     assert exact.slot_bytes == 0
     assert exact.nbytes == exact.channel_scale.nbytes
@@ -175,7 +196,7 @@ def test_channel_scales_keep_the_best_in_sight_of_outliers(isa, outlier, pool):
         for seed in range(20):
             q = normal(1, 128, seed=100 + seed)
             q[:, [5, 20, 40, 69, 84, 104]] /= outlier
-            logits = reference.sketch_logits(q, visual, sketch, SEQ, slots, 1.0)[0]
+            logits = reference.sketch_logits(q, visual, sketch, SEQ, slots, slots.long(), 1.0)[0]
             exact = visual[SEQ, :, 0, 0] @ q[0]
             hits += len(set(logits.topk(8).indices.tolist()) & set(exact.topk(8).indices.tolist()))
         found[has_scale] = hits / 160
@@ -188,7 +209,7 @@ def test_channel_scales_keep_the_best_in_sight_of_outliers(isa, outlier, pool):
     ("seq_idx", MAX_BATCH, r"seq_idx: expected an int in \[0, 3\), got 3"),
     ("slots", torch.zeros(1), "slots: expected torch.int32, got torch.float32"),
     ("slots", torch.zeros(1, 1), r"slots: expected shape \[num_slots\]"),
-    ("visual", torch.zeros(MAX_BATCH, 5, 2, 2, 16), r"sketch.codes: expected shape \[3, 5, 2, 8\]"),
+    ("visual", torch.zeros(MAX_BATCH, 19, 2, 2, 16), r"sketch.codes: expected shape \[3, 2, 2, 2,"),
 ])
 @pytest.mark.parametrize("op", [ops.sketch_scale, ops.sketch_keys])
 def test_a_bad_argument_is_named(op, name, value, message, pool):
@@ -208,3 +229,7 @@ def test_bad_options_are_named(pool):
         ops.KeySketch.allocate(1, 1, 1, 16, 3)
     with pytest.raises(OptionError, match="head_dim: expected an even number, got 15"):
         ops.KeySketch.allocate(1, 1, 1, 15)
+    for entry in (-1, 2, 1.0):
+        with pytest.raises(OptionError, match=r"first_entry: expected an int in \[0, 1\] for 2"):
+            ops.sketch_keys(visual, make_sketch(visual, 4)[0], 0, torch.zeros(2).int(), pool=pool,
+                            first_entry=entry)

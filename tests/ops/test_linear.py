@@ -26,6 +26,14 @@ def test_linear_matches_the_reference(isa, dtype, shape, pool):
     assert_matches(out.tensor, truth, reference.linear(x, weight, bias))
 
 
+def test_long_rows_are_multiplied_in_chunks(isa, dtype, pool):
+    """A chunk of one token is 8,192 columns in bfloat16 and 4,096 in float32, at the most."""
+    x, weight = normal(7, 8611, dtype=dtype, seed=1), normal(3, 8611, dtype=dtype, seed=2)
+    out = ops.linear(x, weight, pool=pool)
+    assert_matches(out, reference.linear(x.float(), weight.float()), reference.linear(x, weight))
+    assert_bitwise(torch.cat([ops.linear(row, weight, pool=pool) for row in x.split(1)]), out)
+
+
 @pytest.mark.parametrize("in_features", [97, 516])
 def test_a_token_is_the_same_alone_and_in_any_batch_on_any_threads(isa, dtype, in_features, pools):
     x = normal(19, in_features, dtype=dtype, seed=1)
@@ -35,6 +43,18 @@ def test_a_token_is_the_same_alone_and_in_any_batch_on_any_threads(isa, dtype, i
         for size in (2, 3, 7, 8, 19):
             blocks = [ops.linear(b, weight, pool=pool) for b in x.split(size)]
             assert_bitwise(torch.cat(blocks), alone)
+
+
+@pytest.mark.parametrize("out_features", [1, 3, 8, 97])
+def test_where_tensors_lie_changes_no_bit(isa, dtype, out_features, pool):
+    """Rows that start at multiples of 16 bytes may be read in larger pieces than others."""
+    in_features = 776
+    x, weight = normal(7, in_features, dtype=dtype), normal(out_features, in_features, dtype=dtype)
+    expected = ops.linear(x, weight, pool=pool)
+    for shift in (1, 2, 4):
+        moved = [torch.cat([t.new_empty(shift), t.flatten()])[shift:].view(t.shape)
+                 for t in (x, weight)]
+        assert_bitwise(ops.linear(*moved, pool=pool), expected)
 
 
 def test_a_token_does_not_see_its_neighbours(isa, dtype, pool):

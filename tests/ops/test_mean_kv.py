@@ -13,7 +13,11 @@ from tests.compare import assert_bitwise, assert_matches
 from tests.generators import INT_MAX, INT_MIN, hostile_indices, normal
 
 BATCH = 3
-ROWS = torch.tensor([2, -1, 0], dtype=torch.int32)
+
+
+def some_rows() -> Tensor:
+    """A batch: the last sequence, none, and the first."""
+    return torch.tensor([2, -1, 0], dtype=torch.int32)
 
 
 def make_case(dtype: torch.dtype, capacity: int, num_heads: int = 3,
@@ -29,7 +33,7 @@ def make_case(dtype: torch.dtype, capacity: int, num_heads: int = 3,
         indices[seq, :length] = order[:length]
         visual[seq, order[length:]] = float("nan")
     dst_slot = torch.full((BATCH,), capacity - 1, dtype=torch.int32)
-    return visual, {"seq_idx": ROWS.clone(), "indices": indices, "index_len": index_len,
+    return visual, {"seq_idx": some_rows(), "indices": indices, "index_len": index_len,
                     "dst_slot": dst_slot}
 
 
@@ -80,7 +84,7 @@ def test_hostile_numbers_are_survived_and_reported(isa, dtype, name, bit, pool):
         lists["indices"].clamp_(max=32)
         lists[name][2 if name != "seq_idx" else 0] = value
         expected, status = visual.clone(), torch.zeros(1, dtype=torch.int32)
-        ops.mean_kv(expected, **{**lists, "seq_idx": ROWS[2:]}, pool=pool)
+        ops.mean_kv(expected, **{**lists, "seq_idx": some_rows()[2:]}, pool=pool)
         ops.mean_kv(visual, **lists, pool=pool, status=status)
         assert status.item() == bit
         assert_bitwise(visual[:2], expected[:2])
@@ -107,7 +111,7 @@ def test_threads_and_neighbours_change_nothing(isa, dtype, pools):
     lists = make_case(dtype, 97)[1]
     results = []
     for pool in pools:
-        for batches in ([ROWS], [ROWS[:1], ROWS[1:]]):
+        for batches in ([some_rows()], [some_rows()[:1], some_rows()[1:]]):
             visual = make_case(dtype, 97)[0]
             for rows in batches:
                 ops.mean_kv(visual, **{**lists, "seq_idx": rows}, pool=pool)

@@ -13,10 +13,10 @@ from pydstp.ops import Action, Applies, Outcome, Phase, PolicyWord, StateWord, S
 from tests.generators import INT_MAX, INT_MIN, Guarded, hostile_indices
 from tests.ops.shift_cases import (
     MAX_BATCH,
-    ROW,
     assert_same_state,
     copy_of,
     fill_list,
+    first_sequence,
     make_state,
     one_sequence,
     shown_after,
@@ -39,9 +39,9 @@ def test_a_window_has_exactly_its_steps(isa, applies, first, window, pool):
                 continue
             if phase != Phase.MID:
                 expanded.append((step, int(length) > 2))
-            ops.shift_detect(state, ROW, phase, pool=pool)
+            ops.shift_detect(state, first_sequence(), phase, pool=pool)
             state.scores[0, 2:4] = 0.9
-            ops.shift_select(state, ROW, indices, length, 0, pool=pool)
+            ops.shift_select(state, first_sequence(), indices, length, 0, pool=pool)
     steps = [step for step, is_expanded in dict(expanded).items() if is_expanded]
     assert steps == list(range(first, first + window))
     assert state.state[0, :5].tolist() == [0, 0, Outcome.COMMIT, 1, window + 4]
@@ -51,11 +51,11 @@ def test_a_missing_reserve_repeats_the_step_and_counts_it_once(isa, pool):
     state = one_sequence(2, 2)
     state.state[0, StateWord.RESERVE_READY] = 0
     for _ in range(2):
-        ops.shift_detect(state, ROW, Phase.END, pool=pool)
+        ops.shift_detect(state, first_sequence(), Phase.END, pool=pool)
         assert state.state[0].tolist() == [0, 0, Outcome.PENDING, 0, 0, 0, Action.NONE, 0]
         assert state.score_idx.tolist() == [-1]
     state.state[0, StateWord.RESERVE_READY] = 1
-    ops.shift_detect(state, ROW, Phase.END, pool=pool)
+    ops.shift_detect(state, first_sequence(), Phase.END, pool=pool)
     assert state.state[0].tolist() == [1, 2, Outcome.COMMIT, 1, 1, 1, Action.SELECT, 0]
     assert state.score_idx.tolist() == [0]
 
@@ -63,7 +63,7 @@ def test_a_missing_reserve_repeats_the_step_and_counts_it_once(isa, pool):
 def test_an_empty_reserve_is_ready_and_selects_the_base_set(isa, pool):
     state = one_sequence(3, 0)
     state.state[0, StateWord.RESERVE_READY] = 0
-    ops.shift_detect(state, ROW, Phase.END, pool=pool)
+    ops.shift_detect(state, first_sequence(), Phase.END, pool=pool)
     assert state.state[0, :4].tolist() == [1, 2, Outcome.COMMIT, 1]
     for swap in Swap:
         state.policy[0, PolicyWord.SWAP] = swap
@@ -72,7 +72,7 @@ def test_an_empty_reserve_is_ready_and_selects_the_base_set(isa, pool):
 
 def test_an_empty_base_set_has_similarity_one(isa, pool):
     state = one_sequence(0, 3)
-    ops.shift_detect(state, ROW, Phase.END, pool=pool)
+    ops.shift_detect(state, first_sequence(), Phase.END, pool=pool)
     assert state.similarity.item() == 1.0
     assert shown_after(state, pool) == []
 
@@ -84,7 +84,7 @@ def test_similarity(isa, anchor, probs, similarity, pool):
     state = one_sequence(2, 1)
     state.anchor[0] = torch.tensor([*anchor, 7.0, 7.0])  # what lies outside S0 is not looked at
     state.probs[0] = torch.tensor([*probs, float("nan"), 0.0])
-    ops.shift_detect(state, ROW, Phase.END, pool=pool)
+    ops.shift_detect(state, first_sequence(), Phase.END, pool=pool)
     assert state.similarity.item() == pytest.approx(similarity, abs=1e-7)
 
 
@@ -143,7 +143,7 @@ def test_lists_that_name_no_slot_are_survived_and_reported(isa, pool):
     assert shown_after(state, pool, status=status) == [4, 5]
     assert status.item() == 2
     status.zero_()
-    ops.shift_detect(state, ROW, Phase.END, pool=pool, status=status)
+    ops.shift_detect(state, first_sequence(), Phase.END, pool=pool, status=status)
     assert status.item() == 2
     state = one_sequence(3, 3, BUDGET=0, SWAP=Swap.MERGE, MERGE_SLOT=7)
     assert shown_after(state, pool, status=status.zero_()) == []
@@ -159,7 +159,7 @@ def test_lengths_out_of_range_are_survived_and_reported(isa, length, pool):
         status = torch.zeros(1, dtype=torch.int32)
         shown_after(state, pool, action, status)
         assert status.item() == (8 | 2 if length > 0 else 8)
-    ops.shift_detect(state, ROW, Phase.END, pool=pool, status=status.zero_())
+    ops.shift_detect(state, first_sequence(), Phase.END, pool=pool, status=status.zero_())
     assert status.item() == (8 | 2 if length > 0 else 8)
 
 
@@ -169,8 +169,8 @@ def test_a_list_that_is_too_short_is_filled_and_reported(isa, pool):
         state = one_sequence(5, 3, SWAP=swap)
         state.state[0, StateWord.ACTION] = action
         indices, status = Guarded(1, 1, 4, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
-        ops.shift_select(state, ROW, indices.tensor, ROW.view(1, 1).clone(), 0, pool=pool,
-                         status=status)
+        row, length = first_sequence(), torch.zeros(1, 1, dtype=torch.int32)
+        ops.shift_select(state, row, indices.tensor, length, 0, pool=pool, status=status)
         indices.check()
         assert indices.tensor.flatten().tolist() == expected
         assert status.item() == 8
@@ -200,5 +200,6 @@ def test_a_bad_tensor_of_the_state_is_named(bad, pool):
         value = {"dtype": good.half, "shape": lambda x=good: x[:0], "list": good.tolist,
                  "device": lambda x=good: x.to("meta")}[bad]()
         with pytest.raises(OptionError, match=r"^state\.\w+: expected .*, got ") as caught:
-            ops.shift_detect(replace(state, **{name: value}), ROW, Phase.END, pool=pool)
+            changed = replace(state, **{name: value})
+            ops.shift_detect(changed, first_sequence(), Phase.END, pool=pool)
         assert name == "probs" or str(caught.value).startswith(f"state.{name}: ")

@@ -12,7 +12,7 @@ from torch import Tensor
 from pydstp import ops
 from pydstp.errors import OptionError
 from pydstp.ops import Action, PolicyWord, ShiftState, Swap
-from tests.ops.shift_cases import ROW, set_base, shown_after
+from tests.ops.shift_cases import first_sequence, set_base, shown_after
 
 NAN, INF = float("nan"), float("inf")
 
@@ -94,7 +94,7 @@ def uniform_mass(num_visual: int, num_text: int, pool: ops.ThreadPool) -> Tensor
     listed = torch.arange(num_visual, dtype=torch.int32).view(1, 1, -1)
     mass = torch.zeros(1, 1)
     ops.attention_probs(
-        torch.zeros(1, 1, 8), visual, text, seq_idx=ROW, visible_indices=listed,
+        torch.zeros(1, 1, 8), visual, text, seq_idx=first_sequence(), visible_indices=listed,
         visible_len=torch.full((1, 1), num_visual).int(), layer_to_group=torch.zeros(1, 1).int(),
         layer_idx=0, text_len=torch.full((1,), num_text).int(), scale=1.0, pool=pool,
         monitor=ops.Monitor(torch.zeros(1, num_visual), None, torch.ones(1, 1), torch.ones(1, 1),

@@ -27,6 +27,8 @@ def make_tokens(config: PruningConfig, grids: Grids, seed: int = 0,
     values = {
         "features": torch.randn(num_tokens, HIDDEN, generator=generator),
         "attention_row": distinct(num_tokens, generator),
+        "upcoming_row": distinct(num_tokens, generator),
+        "text_attention": torch.rand(NUM_TEXT, num_tokens, generator=generator),
         "vision_attention": distinct(num_tokens, generator),
         "picture_row": distinct(num_tokens, generator),
         "received_attention": distinct(num_tokens, generator),
@@ -38,7 +40,7 @@ def make_tokens(config: PruningConfig, grids: Grids, seed: int = 0,
         **changes,
     }
     return VisualTokens(grids=grids, spans=spans, quotas=quotas, generator=config.generator(),
-                        **values)
+                        origins=torch.arange(num_tokens), **values)
 
 
 def distinct(num_tokens: int, generator: torch.Generator) -> Tensor:

@@ -36,7 +36,8 @@ def _forget_the_plug_in() -> Iterator[None]:
 
 OURS = [name for name in available_pruners() if name == "longest" or
         pruner_class(name).__module__.startswith("pydstp.")
-        and not pruner_class(name).acts_on_picture]  # resize: see tests/prompts/test_resize.py
+        and not pruner_class(name).acts_on_picture  # resize: see tests/prompts/test_resize.py
+        and not pruner_class(name).acts_on_cache]  # look_m: see tests/engine/test_look_m.py
 PRUNING = [name for name in OURS if name != "none"]
 VARIANTS = [(name, {}) for name in PRUNING] + [
     ("longest", {"power": 1.0}), ("fastv", {"quota": "span"}), ("divprune", {"quota": "global"}),
@@ -51,10 +52,13 @@ VARIANTS = [(name, {}) for name in PRUNING] + [
     ("dart", {"quota": "span"}), ("dart", {"visual_pivots": 1, "text_pivots": 0}),
     ("vispruner", {"important_share": 0.0, "drop": 1}), ("vispruner", {"quota": "global"}),
     ("cdpruner", {"relevance_weight": 0.5}), ("cdpruner", {"quota": "global"}),
+    ("pyramiddrop", {"quota": "span"}), ("sparsevlm", {"recycle": 0.0}),
+    ("sparsevlm", {"recycle": 1.0, "quota": "span"}),
+    ("sparsevlm", {"schedule": "rank", "rank_scale": 0.5}), ("mustdrop", {"similarity": -1.0}),
     ("prumerge", {"prune_only": True}), ("prumerge", {"neighbours": 1, "quota": "global"}),
 ]
-SCORES = ("attention_row", "vision_attention", "picture_row", "received_attention", "key_norms",
-          "text_key_norms")
+SCORES = ("attention_row", "upcoming_row", "vision_attention", "picture_row",
+          "received_attention", "key_norms", "text_key_norms")
 every_variant = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
 every_grid = pytest.mark.parametrize("grids", GRIDS, ids=str)
 
@@ -75,8 +79,8 @@ def assert_same(ours: Selection, expected: Selection) -> None:
 
 def test_every_method_is_here() -> None:
     assert {"alpha", "cdpruner", "dart", "divprune", "fastervlm", "fastv", "fastv_vis", "longest",
-            "none", "pooling", "prumerge", "random", "reverse_fastv", "visionzip", "vispruner",
-            "window_fastv"} <= set(OURS)
+            "mustdrop", "none", "pooling", "prumerge", "pyramiddrop", "random", "reverse_fastv",
+            "sparsevlm", "visionzip", "vispruner", "window_fastv"} <= set(OURS)
 
 
 # Property 1
@@ -134,6 +138,8 @@ def test_shifted_and_scaled_scores_make_no_difference(name, options, grids) -> N
         found = run_pruner(config, changed)
         if name == "prumerge" and shift:  # merges in proportion to attention: other weights
             assert chosen(found).tolist() == chosen(expected).tolist()
+        elif name == "sparsevlm":  # densities are not those of other distances: other clusters
+            assert_bitwise(found.kept, expected.kept)
         else:
             assert_same(found, expected)
 

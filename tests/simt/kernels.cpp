@@ -57,6 +57,11 @@ PYDSTP_KERNEL sum_beside_barrier_kernel(ReverseParams p) {
   sync_threads();
 }
 
+PYDSTP_KERNEL misaligned_read_kernel(ReverseParams p) {
+  const Bytes16 bytes = load_16(p.in + thread_idx());
+  p.out[thread_idx()] = static_cast<float>(bytes.words[0]);
+}
+
 int run(const std::string& name, const ReverseParams& p) {
   const Grid grid{2};
   const int64_t bytes = kThreads * sizeof(float);
@@ -76,6 +81,9 @@ int run(const std::string& name, const ReverseParams& p) {
   }
   if (name == "divergent_sum") {
     return PYDSTP_LAUNCH(divergent_sum_kernel, grid, kThreads, 0, nullptr, p);
+  }
+  if (name == "misaligned_read") {
+    return PYDSTP_LAUNCH(misaligned_read_kernel, Grid{1}, kThreads, 0, nullptr, p);
   }
   if (name == "divergent_line") {
     return PYDSTP_LAUNCH(divergent_line_kernel, grid, kThreads, 0, nullptr, p);

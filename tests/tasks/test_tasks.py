@@ -155,10 +155,17 @@ def test_locate_number_of_hits(hits, kind):
 
 
 @pytest.mark.parametrize("kind", ["border", "star"])
-@pytest.mark.parametrize("num_images", [2, 3, 4])
+@pytest.mark.parametrize("num_images", [1, 2, 4, 5])
 def test_haystack_number_of_images(kind, num_images):
     example = make_example("haystack", 1, kind=kind, num_images=num_images)
     assert len(example.images) == num_images and example.meta["kind"] == kind
+
+
+def test_a_large_haystack_has_a_star():
+    for seed in range(10):
+        example = make_example("haystack", seed, num_images=10)
+        assert len(example.images) == 10 and example.meta["kind"] == "star"
+        assert example.answer == solve_haystack(example)
 
 
 def read_cell(pixels: np.ndarray) -> tuple[int, int]:
@@ -195,7 +202,8 @@ def test_pictures_show_what_meta_says():
 @pytest.mark.parametrize(("task", "options"), [
     ("walk", {}), ("read", {"split": "dev"}), ("read", {"rows": 1}), ("read", {"cols": 11}),
     ("read", {"kind": "column"}), ("trail", {"steps": 7}), ("trail", {"steps": 0}),
-    ("locate", {"hits": 5}), ("locate", {"kind": "arrow"}), ("haystack", {"num_images": 5}),
+    ("locate", {"hits": 5}), ("locate", {"kind": "arrow"}), ("haystack", {"num_images": 11}),
+    ("haystack", {"num_images": 0}), ("haystack", {"num_images": 6, "kind": "border"}),
     ("haystack", {"kind": "sound"}),
 ])
 def test_bad_options_are_named(task, options):

@@ -1,0 +1,1 @@
+"""How fast a checkpoint runs here, against a cost model and against peers: `pydstp bench`."""
