@@ -11,12 +11,16 @@
 #   TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 #                        what pip installs as torch; by default an installed torch is reused
 #   TESTS=tests/cli      what `make test` runs
+#   WORKERS=1            processes that run tests: by default one per processor, 4 at most; 0 is none
+#                        beside pytest's own, as a debugger needs it
 #   DEMO="--task read"   what else `make demo` passes on
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?=
 TESTS ?= tests
+WORKERS ?= logical
+PARALLEL := --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
@@ -38,14 +42,14 @@ demo: $(VENV)/.built
 	$(RUN) -m pydstp demo --output build/demo.png $(DEMO)
 
 test: lint $(VENV)/.built
-	$(RUN) -m pytest -q $(TESTS)
+	$(RUN) -m pytest -q $(PARALLEL) $(TESTS)
 
 lint: $(VENV)/.dev
 	ruff check --quiet --output-format concise .
 	clang-format --dry-run -Werror $(filter %.h %.cpp %.cuh %.cu,$(NATIVE))
 
 sanitize: $(VENV)/.dev
-	tests/run_sanitized.sh $(RUN)
+	tests/run_sanitized.sh $(RUN) $(PARALLEL)
 
 bench: $(VENV)/.dev $(VENV)/.built
 	mkdir -p build

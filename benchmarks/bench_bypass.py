@@ -1,18 +1,21 @@
-"""Whole answers with all tokens, pruned as told, and with bypass="auto" deciding.
+"""First tokens and decode steps with all tokens, pruned as told, and with bypass="auto" deciding.
 
-    python -m benchmarks.bench_bypass [--checkpoint build/random-small] [--tokens 64 256 1024]
+    python -m benchmarks.bench_bypass [--checkpoint build/random-small] [--tokens 64 256]
 
-The vision tower does the same for all three, so random rows stand in its place and its time is
-left out; with it the ratios would lie nearer to 1. All settings take turns in one process. The
-result lands in benchmarks/results/.
+Three answers about the same picture run side by side in one engine, token by token, in an order
+that is drawn anew for every token: what disturbs the machine for longer than a step disturbs all
+three. The vision tower does the same for all, so random rows stand in its place and its time is
+left out; with it the ratios of first tokens would lie nearer to 1. The result lands in
+benchmarks/results/.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
 import time
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +23,13 @@ from benchmarks import common
 from benchmarks.bench_shift import find_checkpoint
 
 if TYPE_CHECKING:
-    from pydstp import Engine, Generation
+    from pydstp import Engine
 
 PROMPT = "Describe this picture in detail: what is shown, where it is, and which colours it has."
 POLICIES = ("none", "dstp", "recommended", "sketch")
 FULL, TOLD, AUTO = "all tokens", "never", "auto"
+RESAMPLES = 2000
+Times = dict[str, list[float]]
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -32,77 +37,109 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="small", help="of the random checkpoint")
     parser.add_argument("--checkpoint", type=Path, help="default build/random-SHAPE")
-    parser.add_argument("--tokens", nargs="+", type=int, default=[64, 256, 1024])
+    parser.add_argument("--tokens", nargs="+", type=int, default=[64, 256])
     parser.add_argument("--method", default="divprune")
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--retention", type=float, default=1 / 3)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--new-tokens", nargs="+", type=int, default=[2, 32])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--new-tokens", type=int, default=17, help="of each answer")
+    parser.add_argument("--answers", type=int, default=5, help="of each setting")
     parser.add_argument("--threads", type=int, default=common.num_processors())
     parser.add_argument("--name", help="of the result files")
     return parser.parse_args(arguments)
 
 
-def answer_of(engine: Engine, num_visual: int, num_new: int, selection: dict[str, Any],
-              _: int) -> Generation:
-    """One answer of exactly `num_new` tokens."""
-    from benchmarks.shift_harness import RandomRows, random_picture, vision_hook
-    from pydstp import SamplingParams
-
-    sampling = SamplingParams(temperature=0.0, max_new_tokens=num_new, ignore_eos=True)
-    with vision_hook(engine, RandomRows(engine)):
-        return engine.generate(random_picture(num_visual), PROMPT, sampling, **selection)
-
-
-def settings_of(options: argparse.Namespace) -> dict[tuple[str, str], dict[str, Any]]:
-    """What `Engine.generate` takes, by (policy, bypass)."""
-    from pydstp import DSTP, PruningConfig, SketchReturn
+def selections(options: argparse.Namespace, policy: str) -> dict[str, Any]:
+    """What the three answers ask for."""
+    from pydstp import DSTP, PruningConfig, SelectionParams, SketchReturn
 
     shifts = {"none": None, "dstp": DSTP(trigger="every"), "recommended": DSTP.recommended(),
               "sketch": SketchReturn()}
     pruning = PruningConfig(options.method, options.retention)
-    return {("", FULL): {}} | {
-        (policy, bypass): {"pruning": pruning, "shift": shifts[policy], "bypass": bypass}
-        for policy in options.policies for bypass in (TOLD, AUTO)}
+    return {FULL: SelectionParams()} | {
+        bypass: SelectionParams(pruning, shifts[policy], bypass=bypass)
+        for bypass in (TOLD, AUTO)}
 
 
-def rows_of(engine: Engine, options: argparse.Namespace, num_visual: int,
-            num_new: int) -> list[dict[str, Any]]:
-    """One row per policy: both settings against all tokens, turn by turn."""
-    from benchmarks.shift_harness import Rates, interleave, ratios
+def answer_together(engine: Engine, options: argparse.Namespace, num_visual: int,
+                    asked: dict[str, Any], order: random.Random) -> tuple[list[Times], bool]:
+    """One answer of each, side by side: the milliseconds of every token, and whether "auto" chose
+    all tokens."""
+    from benchmarks.shift_harness import RandomRows, random_picture, vision_hook
+    from pydstp import SamplingParams
 
-    settings = settings_of(options)
-    found = interleave({key: partial(answer_of, engine, num_visual, num_new, selection)
-                        for key, selection in settings.items()}, options.repeats,
-                       Rates(engine, options.threads, 64 << 20), warm_up=True)
-    times = {key: [answer.timings.total_ms - answer.timings.vision_ms for answer in answers]
-             for key, answers in found.items()}
-    full = times["", FULL]
-    return [{"num_visual": num_visual, "num_new": num_new, "policy": policy,
-             "full_ms": common.spread(full),
-             "told_ratio": ratios(times[policy, TOLD], full),
-             "auto_ratio": ratios(times[policy, AUTO], full),
-             "bypassed": found[policy, AUTO][0].shift.reason == "below_break_even"}
-            for policy in options.policies]
+    sampling = SamplingParams(temperature=0.0, max_new_tokens=options.new_tokens, ignore_eos=True)
+    sequences = {name: engine._preparation.request(PROMPT, random_picture(num_visual), sampling,
+                                                   None, selection)
+                 for name, selection in asked.items()}
+    runs = {name: engine._scheduler.run([seq]) for name, seq in sequences.items()}
+    with vision_hook(engine, RandomRows(engine)):
+        tokens = [_token_of_each(runs, order) for _ in range(options.new_tokens)]
+    for name, seq in sequences.items():  # the tower belongs to none of them
+        tokens[0][name][0] -= seq.timings.vision_ms
+        for _ in runs[name]:
+            raise RuntimeError(f"{name}: expected {options.new_tokens} tokens, got more")
+    return tokens, sequences[AUTO].result().shift.reason == "below_break_even"
+
+
+def _token_of_each(runs: dict[str, Iterator[Any]], order: random.Random) -> Times:
+    found = {}
+    for name in order.sample(list(runs), len(runs)):
+        started = time.perf_counter()
+        next(runs[name])
+        found[name] = [1e3 * (time.perf_counter() - started)]
+    return found
+
+
+def interval(values: list[float], others: list[float]) -> dict[str, float]:
+    """The median of values / others, pair by pair, and its 95 % interval by bootstrap."""
+    import numpy as np
+
+    found = np.array(values) / np.array(others)
+    draws = np.random.default_rng(0).choice(found, (RESAMPLES, len(found)))
+    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+    return {"median": float(np.median(found)), "min": float(low), "max": float(high),
+            "count": len(found)}
+
+
+def row_of(engine: Engine, options: argparse.Namespace, num_visual: int,
+           policy: str) -> dict[str, Any]:
+    """First tokens and steps of a policy against all tokens; the first answers warm up."""
+    order, asked = random.Random(0), selections(options, policy)
+    first: Times = {name: [] for name in asked}
+    steps: Times = {name: [] for name in asked}
+    for answer in range(1 + options.answers):
+        tokens, bypassed = answer_together(engine, options, num_visual, asked, order)
+        for index, times in enumerate(tokens if answer else []):
+            for name, found in times.items():
+                (steps if index else first)[name] += found
+    return {"num_visual": num_visual, "policy": policy, "bypassed": bypassed,
+            **{f"{kind}_ms": common.spread(times[FULL])
+               for kind, times in (("first", first), ("step", steps))},
+            **{f"{kind}_{name}": interval(times[name], times[FULL])
+               for kind, times in (("first", first), ("step", steps)) for name in (TOLD, AUTO)}}
 
 
 def to_markdown(record: dict[str, Any]) -> str:
     """The result as a page."""
     env, setup = record["environment"], record["setup"]
-    header = ["visual tokens", "new tokens", "policy", "all tokens ms", "pruned / all tokens",
-              "auto / all tokens", "auto decides"]
-    rows = [[f"{row['num_visual']:,}", str(row["num_new"]), row["policy"],
-             common.show(row["full_ms"], 1), common.show(row["told_ratio"], 3),
-             common.show(row["auto_ratio"], 3), "all tokens" if row["bypassed"] else "pruned"]
+    header = ["visual tokens", "policy", "auto decides", "first token ms", "pruned / all tokens",
+              "auto / all tokens", "step ms", "pruned / all tokens", "auto / all tokens"]
+    rows = [[f"{row['num_visual']:,}", row["policy"],
+             "all tokens" if row["bypassed"] else "pruned",
+             *(cell for kind in ("first", "step") for cell in (
+                 common.show(row[f"{kind}_ms"], 1),
+                 *(common.show(row[f"{kind}_{name}"], 3) for name in (TOLD, AUTO))))]
             for row in record["rows"]]
     return (f"# bypass=\"auto\": {setup['checkpoint']}\n\n"
             f"{env['cpu']}, {setup['threads']} threads; commit {env['commit']}, {env['date']}. "
             f"{record['seconds']} s in all.\n\n"
-            f"Whole answers in {setup['dtype']} without the vision tower, {setup['method']} at "
-            f"{setup['retention']:.1%}; *dstp* triggers whenever it can. Medians, smallest and "
-            f"largest in brackets, of {setup['repeats']} turns; ratios of times are taken turn by "
-            "turn.\n\n" + common.markdown_table(header, rows) + "\n")
+            f"{setup['dtype']}, {setup['method']} at {setup['retention']:.1%}, the vision tower "
+            f"left out; *dstp* triggers whenever it can. {setup['answers']} answers of "
+            f"{setup['new_tokens']} tokens of each setting, side by side, token by token in random "
+            "order. Times: medians, smallest and largest in brackets. Ratios: medians of the "
+            "ratios of tokens that ran next to each other, with their 95 % bootstrap interval."
+            "\n\n" + common.markdown_table(header, rows) + "\n")
 
 
 def run(options: argparse.Namespace) -> Path:
@@ -111,11 +148,11 @@ def run(options: argparse.Namespace) -> Path:
 
     started, environment = time.perf_counter(), common.environment()
     folder = find_checkpoint(options)
-    config = EngineConfig(max_batch=1, max_visual_tokens=max(options.tokens),
+    config = EngineConfig(max_batch=3, max_visual_tokens=max(options.tokens),
                           max_text_tokens=512, num_threads=options.threads)
     with Engine(folder, dtype=options.dtype, config=config) as engine:
-        rows = [row for num_visual in options.tokens for num_new in options.new_tokens
-                for row in rows_of(engine, options, num_visual, num_new)]
+        rows = [row_of(engine, options, num_visual, policy) for num_visual in options.tokens
+                for policy in options.policies]
         rates = engine._runner._break_even._rates
     setup = {**vars(options), "checkpoint": folder.name}
     record = {"environment": environment, "setup": setup, "rates": vars(rates),

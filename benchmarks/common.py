@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydstp.bench.spreads import show, spread
+from pydstp.bench.spreads import ratios, show, spread
 from pydstp.experiments.record import environment, markdown_table, num_processors
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
-__all__ = ["environment", "markdown_table", "num_processors", "peak_rss_bytes",
+__all__ = ["environment", "markdown_table", "num_processors", "peak_rss_bytes", "ratios",
            "read_bandwidth_gb_s", "read_gb_s", "read_probe", "show", "spread", "start_again",
            "thread_environment", "write_result"]
 

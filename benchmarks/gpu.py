@@ -1,10 +1,12 @@
-"""Build the kernels for the GPU of this machine, test them there, and look for errors of memory.
+"""Build the kernels for the GPU of this machine, test them there, look for errors of memory,
+and measure.
 
     python -m benchmarks.gpu                   all parts, in order
     python -m benchmarks.gpu --part sanitize   one of them
 
-A part that cannot run says why, and the status is 2; it is 1 where one ran and failed. Nothing is
-timed here.
+A part that cannot run says why, and the status is 2; it is 1 where one ran and failed. `bench4b`
+and `bench8b` measure decode steps (`benchmarks/gpu_decode.py`), `peers` sets them beside those of
+transformers (`benchmarks/gpu_peers.py`), each below nine minutes.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -69,7 +72,22 @@ def sanitize() -> int:
     return 0
 
 
-PARTS: dict[str, Callable[[], int]] = {"build": build, "test": test, "sanitize": sanitize}
+def engine() -> int:
+    """Whole answers: the tests of the engine that have a device to choose."""
+    ops.find_gpu()
+    return run(pytest("tests/engine", "-k", "cuda"))
+
+
+def bench(module: str, shape: str) -> int:
+    """Decode steps of a shape, written to benchmarks/results/."""
+    ops.find_gpu()
+    return run([sys.executable, "-m", f"benchmarks.{module}", "--shape", shape])
+
+
+PARTS: dict[str, Callable[[], int]] = {
+    "build": build, "test": test, "engine": engine, "sanitize": sanitize,
+    "bench4b": partial(bench, "gpu_decode", "4b"), "bench8b": partial(bench, "gpu_decode", "8b"),
+    "peers": partial(bench, "gpu_peers", "4b")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -44,7 +44,7 @@ class InternVL(VisionLanguageModel):
     ) -> tuple[Tensor, int]:
         """Positions count tokens, visual ones among them.
 
-        -> [num_tokens] int64, and the position of the next token.
+        -> [num_tokens] int64 on the host, and the position of the next token.
         """
         end = start + len(input_ids)
-        return torch.arange(start, end), end
+        return torch.arange(start, end, device="cpu"), end

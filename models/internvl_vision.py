@@ -50,8 +50,9 @@ class TilePatchEmbed(nn.Module):
         self.bias = nn.Parameter(torch.empty(config.hidden_size))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: [num_patches, patch_dim] -> [num_patches, hidden_size], weight dtype."""
-        return gemm(pixel_values.to(self.weight.dtype), self.weight.flatten(1), self.bias)
+        """pixel_values: [num_patches, patch_dim], on the host or beside the weights
+        -> [num_patches, hidden_size], weight dtype."""
+        return gemm(pixel_values.to(self.weight), self.weight.flatten(1), self.bias)
 
 
 class InternAttention(nn.Module):
@@ -88,7 +89,7 @@ class InternMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [num_rows, hidden_size] -> same shape."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.fc1(x, gelu="none"))
 
 
 class InternBlock(nn.Module):
@@ -170,4 +171,4 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [num_visual, 4 * vision hidden_size] -> [num_visual, hidden_size]."""
-        return self.fc2(F.gelu(self.fc1(self.norm(x))))
+        return self.fc2(self.fc1(self.norm(x), gelu="none"))

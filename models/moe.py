@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from pydstp import ops
 from pydstp.models.config import MoEConfig
 from pydstp.models.layers import Linear
-from pydstp.models.plans import Context, Plan
+from pydstp.models.plans import Context, DecodePlan, Plan
 
 
 class Experts(nn.Module):
@@ -27,6 +27,15 @@ class Experts(nn.Module):
         gate_up = plan.linear(x, self.gate_up_proj[expert_idx], ctx)
         activated = ops.silu_and_mul(gate_up, pool=ctx.pool)
         return plan.linear(activated, self.down_proj[expert_idx], ctx)
+
+    def each(self, x: Tensor, expert_indices: Tensor, ctx: Context) -> Tensor:
+        """Every row by an expert of its own. x: [num_rows, hidden_size], expert_indices: [num_rows]
+        -> like x.
+        """
+        chosen = expert_indices.int()
+        gate_up = ops.expert_linear(x, self.gate_up_proj, chosen, pool=ctx.pool)
+        activated = ops.silu_and_mul(gate_up, pool=ctx.pool)
+        return ops.expert_linear(activated, self.down_proj, chosen, pool=ctx.pool)
 
 
 class SparseMLP(nn.Module):
@@ -57,9 +66,26 @@ class SparseMLP(nn.Module):
 
     def _mix(self, x: Tensor, plan: Plan, ctx: Context) -> Tensor:
         weights, expert_indices = self.route(x, plan, ctx)
+        if isinstance(plan, DecodePlan):
+            return self._mix_few(x, weights, expert_indices, ctx)
         out = torch.zeros_like(x)
         for expert_idx in expert_indices.unique().tolist():
             token_indices, rank = (expert_indices == expert_idx).nonzero(as_tuple=True)
             y = self.experts(x[token_indices], expert_idx, plan, ctx)
             out.index_add_(0, token_indices, y * weights[token_indices, rank, None])
+        return out
+
+    def _mix_few(self, x: Tensor, weights: Tensor, expert_indices: Tensor, ctx: Context) -> Tensor:
+        """The same for the few rows of a decode step; on a GPU the host is told nothing.
+
+        weights and expert_indices as from `route`.
+        """
+        expert_indices, order = expert_indices.sort(dim=-1)
+        weights = weights.gather(-1, order).unsqueeze(-1)
+        chosen, place = expert_indices.flatten().sort(stable=True)  # rows of an expert together
+        y = self.experts.each(x[place // self.num_experts_per_tok], chosen, ctx)
+        y = y[place.argsort()].unflatten(0, expert_indices.shape)
+        out = torch.zeros_like(x)
+        for rank in range(self.num_experts_per_tok):
+            out += y[:, rank] * weights[:, rank]
         return out

@@ -1,6 +1,7 @@
 """Positions in the prompt and the rope angles they give."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import takewhile
 
 import torch
@@ -16,12 +17,18 @@ def rotary_table(positions: Tensor, config: TextConfig) -> Tensor:
     positions: [num_tokens]; or, where config.mrope_section is set, [3, num_tokens].
     -> [num_tokens, head_dim], the cosines of head_dim / 2 angles, then their sines.
     """
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)
-    inv_freq = 1.0 / config.rope_theta ** (half / config.head_dim)
+    inv_freq = inverse_frequencies(config.head_dim, config.rope_theta, positions.device)
     angles = positions.unsqueeze(-1).float() * inv_freq
     if positions.ndim == 2:
         angles = interleave_axes(angles, config.mrope_section)
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+@lru_cache
+def inverse_frequencies(head_dim: int, rope_theta: float, device: torch.device) -> Tensor:
+    """[head_dim / 2] fp32: radians per position; every decode step asks for the same."""
+    half = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
+    return 1.0 / rope_theta ** (half / head_dim)
 
 
 def interleave_axes(angles: Tensor, mrope_section: tuple[int, int, int]) -> Tensor:
@@ -51,7 +58,8 @@ def mrope_positions(
 
     input_ids: [num_tokens]. grids: (height, width) in patches of each image, in prompt order.
     start: position of the first token.
-    -> positions [3, num_tokens] int64 (time, height, width), and the position of the next token.
+    -> positions [3, num_tokens] int64 (time, height, width) on the host, and the position of the
+    next token.
     Raises PromptError where image tokens and grids do not agree.
     """
     ids = input_ids.tolist()
@@ -65,11 +73,12 @@ def mrope_positions(
             start, idx = start + max(rows, cols), idx + rows * cols
         else:
             end = next((i for i in range(idx, len(ids)) if ids[i] == image_token_id), len(ids))
-            pieces.append(torch.arange(start, start + end - idx).expand(3, -1))
+            pieces.append(torch.arange(start, start + end - idx, device="cpu").expand(3, -1))
             start, idx = start + end - idx, end
     if unused := len(list(remaining)):
         raise PromptError(f"input_ids: expected {len(grids)} images, got {len(grids) - unused}")
-    return torch.cat(pieces, dim=1) if pieces else torch.empty(3, 0, dtype=torch.int64), start
+    nothing = torch.empty(3, 0, dtype=torch.int64, device="cpu")
+    return torch.cat([nothing, *pieces], dim=1), start
 
 
 def _next_grid(
@@ -90,5 +99,5 @@ def _check_span(ids: list[int], idx: int, length: int, image_token_id: int) -> N
 
 def _image_block(rows: int, cols: int) -> Tensor:
     """[3, rows * cols]: time 0, row, column, row-major."""
-    row = torch.arange(rows).repeat_interleave(cols)
-    return torch.stack((torch.zeros_like(row), row, torch.arange(cols).repeat(rows)))
+    row = torch.arange(rows, device="cpu").repeat_interleave(cols)
+    return torch.stack((torch.zeros_like(row), row, torch.arange(cols, device="cpu").repeat(rows)))

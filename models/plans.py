@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-import torch
 from torch import Tensor
 
 from pydstp import ops
@@ -50,6 +49,10 @@ class PrefillPlan:
     the library's speed.
     queries: per layer, rows whose query is copied out, and where to, [num_heads, head_dim]; a slice
     or indices of rows go to [num_rows, num_heads, head_dim].
+    projected: per layer, queries, keys and values of the rows where they are known before the layer
+    runs; keys and values are in the arenas then.
+    projected: per layer, queries, keys and values of the rows where they are known before the layer
+    runs; keys and values are in the arenas then.
     """
 
     seq_idx: int
@@ -61,6 +64,7 @@ class PrefillPlan:
     queries: Mapping[int, Sequence[tuple[int | slice | Tensor, Tensor]]] = field(
         default_factory=dict
     )
+    projected: Mapping[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     def linear(self, x: Tensor, weight: Tensor | ops.QuantisedMatrix, ctx: Context) -> Tensor:
         """x: [num_tokens, in_features] -> [num_tokens, out_features]."""
@@ -84,10 +88,10 @@ class PrefillPlan:
             k, v = rows.unbind(1)
         if self.mask is not None:
             return masked_attention(q, k, v, self.mask)
-        visible_len = self.visible_len
-        if visible_len is None:
-            visible_len = torch.arange(1, len(q) + 1, dtype=torch.int32, device=q.device)
-        return attend(q, k, v, pool=ctx.pool, visible_len=visible_len)
+        is_causal = self.visible_len is None
+        return attend(
+            q, k, v, pool=ctx.pool, visible_len=self.visible_len, is_causal=is_causal
+        )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from pydstp import ops
@@ -10,7 +11,7 @@ from pydstp.models.gemm import linear
 from pydstp.models.layers import GatedMLP, Linear, RMSNorm
 from pydstp.models.moe import SparseMLP
 from pydstp.models.mrope import rotary_table
-from pydstp.models.plans import Context, KVArenas, Plan
+from pydstp.models.plans import Context, KVArenas, Plan, PrefillPlan
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class DeepStack:
     """Visual features added to the hidden state behind the first decoder layers.
 
     features: one [num_visual, hidden_size] per layer, counted from layer 0.
-    positions: [num_visual] int64, rows of x that hold the visual tokens.
+    positions: [num_visual] int64, rows of x that hold the visual tokens; on the host or beside x.
     """
 
     features: list[Tensor]
@@ -28,7 +29,7 @@ class DeepStack:
         """x: [num_tokens, hidden_size] after layer `layer_idx` -> same shape."""
         if layer_idx >= len(self.features):
             return x
-        return x.index_add(0, self.positions, self.features[layer_idx])
+        return x.index_add(0, self.positions.to(x.device), self.features[layer_idx])
 
 
 class Attention(nn.Module):
@@ -57,6 +58,8 @@ class Attention(nn.Module):
         self, x: Tensor, layer_idx: int, cos_sin: Tensor, cache: KVArenas, plan: Plan, ctx: Context
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of x, [num_tokens, heads, head_dim]; stores the last two."""
+        if isinstance(plan, PrefillPlan) and layer_idx in plan.projected:
+            return plan.projected[layer_idx]
         qkv = self.qkv_proj(x, plan, ctx)
         norms = self.q_norm.weight, self.k_norm.weight
         ops.qk_norm_rope(qkv, *norms, cos_sin, **self.qk_norm_options, pool=ctx.pool)
@@ -117,19 +120,28 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.norm.weight.device
+
     def embed(self, input_ids: Tensor) -> Tensor:
-        """input_ids: [num_tokens] integers below vocab_size -> [num_tokens, hidden_size]."""
-        table = self.embed_tokens.weight
+        """input_ids: [num_tokens] integers below vocab_size, on the host or beside the weights.
+
+        -> [num_tokens, hidden_size].
+        """
+        table, input_ids = self.embed_tokens.weight, input_ids.to(self.device)
         if isinstance(table, ops.QuantisedMatrix):
             return table.rows(input_ids).to(self.norm.weight.dtype)
         return self.embed_tokens(input_ids)
 
     def rotary(self, positions: Tensor) -> Tensor:
-        """positions: [num_tokens], or of M-RoPE [3, num_tokens] (time, height, width).
+        """positions: [num_tokens], or of M-RoPE [3, num_tokens] (time, height, width), on the host
+        or beside the weights.
 
         -> [num_tokens, head_dim] fp32, cosines then sines of head_dim / 2 angles.
         """
-        return rotary_table(positions, self.config)
+        return rotary_table(positions.to(self.device), self.config)
 
     def forward_layers(
         self,
@@ -157,7 +169,7 @@ class Decoder(nn.Module):
             ops.perform(x.add_, behind)
         return x
 
-    def queries(
+    def projected(
         self,
         x: Tensor,
         layer_idx: int,
@@ -166,14 +178,14 @@ class Decoder(nn.Module):
         cache: KVArenas,
         plan: Plan,
         ctx: Context,
-    ) -> Tensor:
-        """What rows about to enter a layer will ask there: [num_tokens, num_heads, head_dim].
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of rows about to enter a layer, [num_tokens, heads, head_dim].
 
-        Their K/V of that layer are in the cache then; the layer itself does not run.
+        K/V of that layer are in the cache then; the layer itself does not run.
         """
         layer = self.layers[layer_idx]
         normed = layer.input_layernorm(x, ctx)
-        return layer.self_attn.project(normed, layer_idx, cos_sin, cache, plan, ctx)[0]
+        return layer.self_attn.project(normed, layer_idx, cos_sin, cache, plan, ctx)
 
     def logits(self, x: Tensor, ctx: Context) -> Tensor:
         """x: [num_rows, hidden_size], the rows asked for -> [num_rows, vocab_size] fp32.

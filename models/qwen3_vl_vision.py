@@ -6,7 +6,6 @@ stand next to each other, images one after the other.
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pydstp import ops
@@ -30,9 +29,10 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv3d(config.in_channels, config.hidden_size, kernel, stride=kernel)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: [num_patches, patch_dim] -> [num_patches, hidden_size], weight dtype."""
+        """pixel_values: [num_patches, patch_dim], on the host or beside the weights
+        -> [num_patches, hidden_size], weight dtype."""
         weight = self.proj.weight.flatten(1)
-        return gemm(pixel_values.to(weight.dtype), weight, self.proj.bias)
+        return gemm(pixel_values.to(weight), weight, self.proj.bias)
 
 
 class VisionAttention(nn.Module):
@@ -68,7 +68,7 @@ class VisionMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [num_patches, hidden_size] -> same shape."""
-        return self.linear_fc2(F.gelu(self.linear_fc1(x), approximate="tanh"))
+        return self.linear_fc2(self.linear_fc1(x, gelu="tanh"))
 
 
 class VisionBlock(nn.Module):
@@ -116,7 +116,7 @@ class PatchMerger(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [num_patches, hidden_size] -> [num_patches / merge_unit, out_hidden_size]."""
         x = self.norm(x.view(-1, *self.norm.normalized_shape)).view(-1, self.merged_size)
-        return self.linear_fc2(F.gelu(self.linear_fc1(x)))
+        return self.linear_fc2(self.linear_fc1(x, gelu="none"))
 
 
 class VisionTower(nn.Module):
@@ -149,7 +149,7 @@ class VisionTower(nn.Module):
         observed = block_index(observe, len(self.blocks))
         taps, segments = self.config.deepstack_visual_indexes, [h * w for h, w in grids]
         x = self.embed(pixel_values, grids)
-        cos_sin = axial_rotary(grids, self.config)
+        cos_sin = axial_rotary(grids, self.config).to(x.device)
         deepstack, seen = [], (None, None)
         for block_idx, block in enumerate(self.blocks):
             ctx.check()

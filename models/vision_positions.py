@@ -45,16 +45,16 @@ def _interpolation_matrix(length: int, side: int, device: torch.device) -> Tenso
 def axial_rotary(grids: Sequence[tuple[int, int]], config: VisionConfig) -> Tensor:
     """Rope of the tower: half of the angles turns with the row, the other half with the column.
 
-    -> [num_patches, head_dim] fp32 in merge-block order, the cosines of head_dim / 2 angles (row,
-    column), then their sines.
+    -> [num_patches, head_dim] fp32 on the host in merge-block order, the cosines of head_dim / 2
+    angles (row, column), then their sines.
     """
     half = config.head_dim // 2
-    steps = torch.arange(0, half, 2, dtype=torch.float32)
+    steps = torch.arange(0, half, 2, dtype=torch.float32, device="cpu")
     inv_freq = 1.0 / config.rope_theta ** (steps / half)
     images = []
     for height, width in grids:
-        row = torch.arange(height).view(-1, 1, 1).expand(-1, width, -1)
-        col = torch.arange(width).view(1, -1, 1).expand(height, -1, -1)
+        row = torch.arange(height, device="cpu").view(-1, 1, 1).expand(-1, width, -1)
+        col = torch.arange(width, device="cpu").view(1, -1, 1).expand(height, -1, -1)
         angles = torch.cat((row * inv_freq, col * inv_freq), dim=-1)
         images.append(merge_block_order(angles, config.spatial_merge_size))
     angles = torch.cat(images)

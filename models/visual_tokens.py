@@ -63,8 +63,9 @@ class VisionLanguageModel(nn.Module):
     ) -> tuple[Tensor, DeepStack | None]:
         """Prompt embeddings with the visual tokens in place of the image tokens, in order.
 
-        input_ids: [num_tokens] -> x: [num_tokens, hidden_size] and what to add behind the first
-        layers. Raises PromptError where image tokens and visual tokens differ in number.
+        input_ids: [num_tokens], on the host or beside the weights -> x: [num_tokens, hidden_size]
+        and what to add behind the first layers, its positions where input_ids lie. Raises
+        PromptError where image tokens and visual tokens differ in number.
         """
         x = self.language_model.embed(input_ids)
         positions = (input_ids == self.config.image_token_id).nonzero().squeeze(1)
@@ -74,5 +75,5 @@ class VisionLanguageModel(nn.Module):
             raise PromptError(f"input_ids: expected {num_visual} image tokens, got {found}")
         if vision is None:
             return x, None
-        x = x.index_copy(0, positions, vision.rows)
+        x = x.index_copy(0, positions.to(x.device), vision.rows)
         return x, DeepStack(vision.deepstack, positions)

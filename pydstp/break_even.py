@@ -129,7 +129,8 @@ class BreakEven:
 def _share_above(pruning: PruningConfig, grids: list[tuple[int, int]], num_layers: int) -> float:
     """How much of what leaves in the end a layer of the prompt still sees, mean over layers."""
     stages, total = pruning.pruner.stages(num_layers), sum(rows * cols for rows, cols in grids)
-    lens = [total, *(sum(pruning.quotas_at(grids, stage, len(stages), torch.arange(total))[1])
+    origins = torch.arange(total, device="cpu")
+    lens = [total, *(sum(pruning.quotas_at(grids, stage, len(stages), origins)[1])
                      for stage in range(len(stages)))]
     bounds = [0, *stages, num_layers]
     seen = sum(n * (end - start) for n, start, end in zip(lens, bounds, bounds[1:], strict=False))
@@ -140,13 +141,24 @@ def selection_cost(pruner: Pruner, model: CostModel, num_visual: int, num_kept: 
     """A method's own work, and the statistics that a decoder layer makes for it."""
     text = model.config.text
     cost = pruner.cost(num_visual, num_kept, text.hidden_size)
-    if pruner.acts_on_cache:  # all scores of every layer once more
-        cost += Cost(flops=2 * num_visual**2 * text.num_heads * text.head_dim * text.num_layers)
+    if pruner.acts_on_cache:
+        cost += _cache_cost(model, num_visual, num_kept)
     if "received_attention" in pruner.needs:  # all scores of the layer once more
         cost += Cost(flops=2 * num_visual**2 * text.num_heads * text.head_dim)
     if pruner.needs & set(LAYER_STATISTICS):
         cost += Cost(num_visual * model.kv_bytes)
     return cost
+
+
+def _cache_cost(model: CostModel, num_visual: int, num_kept: int) -> Cost:
+    """Of every layer: all scores once more, keys that leave compared with those that stay, in fp32
+    at half the rate of bf16, and a few passes over keys and values as fp32."""
+    text, leaving = model.config.text, num_visual - num_kept
+    width = text.num_kv_heads * text.head_dim
+    scores = 2 * num_visual**2 * text.num_heads * text.head_dim
+    compared = 2 * 2 * leaving * num_kept * width
+    passes = 4 * 4.0 * num_visual * 2 * width
+    return Cost(passes, scores + compared) * text.num_layers
 
 
 def observing_cost(pruner: Pruner, model: CostModel, num_visual: int) -> Cost:
@@ -161,10 +173,10 @@ def measure_rates(decoder: Decoder, pool: ops.ThreadPool) -> Rates:
     """The best of a few runs over weights of the model itself: reads by the product of one row with
     the head, operations by that of many rows with the first matrix of a layer."""
     head = decoder.embed_tokens if decoder.lm_head is None else decoder.lm_head
-    x = torch.randn(PROBE_ROWS, decoder.config.hidden_size).to(decoder.norm.weight.dtype)
-    read_s = _best_s(lambda: linear(x[:1], head.weight, pool))
+    x = torch.randn(PROBE_ROWS, decoder.config.hidden_size, device="cpu").to(decoder.norm.weight)
+    read_s = _best_s(lambda: linear(x[:1], head.weight, pool), x.is_cuda)
     weight = decoder.layers[0].self_attn.qkv_proj.weight
-    product_s = _best_s(lambda: _multiply(x, weight, pool))
+    product_s = _best_s(lambda: _multiply(x, weight, pool), x.is_cuda)
     flops = 2 * x.numel() * _multiply(x[:1], weight, pool).shape[1]
     return Rates(head.weight.nbytes / read_s / 1e9, flops / product_s / 1e9)
 
@@ -174,11 +186,14 @@ def _multiply(x: Tensor, weight: Tensor | ops.QuantisedMatrix, pool: ops.ThreadP
         x, weight)
 
 
-def _best_s(run: Callable[[], object]) -> float:
+def _best_s(run: Callable[[], object], on_gpu: bool) -> float:
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
     times = []
     for _ in range(PROBE_RUNS):
+        wait()
         started = time.perf_counter()
         run()
+        wait()
         times.append(time.perf_counter() - started)
     return max(min(times), 1e-9)
 

@@ -1,10 +1,12 @@
-"""How large a cache is, and how far one of its sequences had come."""
+"""How large a cache is, how far one of its sequences had come, and its lists of slots."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+
+from pydstp.errors import CapacityError
 
 
 @dataclass(frozen=True)
@@ -35,3 +37,27 @@ class CacheMark:
     visual_len: int
     text_len: int
     num_tokens: int
+
+
+def check_room(what: str, needed: int, capacity: int, option: str) -> None:
+    """`CapacityError` where a sequence needs more than there is."""
+    if needed > capacity:
+        raise CapacityError(f"{what}: the sequence needs {needed}, but {option} = {capacity}")
+
+
+def int32(*shape: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Zeros."""
+    return torch.zeros(*shape, dtype=torch.int32, device=device)
+
+
+def counting(start: int, count: int) -> torch.Tensor:
+    """[count] int32 on the host: start, start + 1 ..."""
+    return torch.arange(start, start + count, dtype=torch.int32, device="cpu")
+
+
+def write_list(flags: torch.Tensor, slots: torch.Tensor, length: torch.Tensor) -> int:
+    """Write a list and its length for ops to read: the places where flags, on the host, are set."""
+    found = flags.nonzero().squeeze(1).int()
+    slots[:len(found)].copy_(found)
+    length.fill_(len(found))
+    return len(found)

@@ -12,6 +12,8 @@ Message = dict[str, Any]
 ROLES = ("system", "user", "assistant")
 _MESSAGE_KEYS = {"role", "content", "reasoning_content"}
 _PICTURE_KEYS = ("image", "path", "url", "image_url")
+_VIDEO_TYPES = ("video", "video_url")
+_ITEM_TYPES = ("text", *_PICTURE_KEYS, *_VIDEO_TYPES)
 _THINK_START, _THINK_END = "<think>", "</think>"
 
 
@@ -70,7 +72,7 @@ class _MessageReader:
                 raise PromptError(f"{where}: unknown key {show(key)}, expected "
                                   f"{', '.join(sorted(_MESSAGE_KEYS))}")
         role = message.get("role")
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise PromptError(f"{where}.role: expected one of {', '.join(ROLES)}, got {show(role)}")
         clean = {"role": role, "content": self._content(where, role, message.get("content"))}
         if message.get("reasoning_content") is not None:
@@ -100,15 +102,16 @@ class _MessageReader:
         if not isinstance(item, Mapping):
             raise PromptError(f"{where}: expected a dictionary with 'type', "
                               f"got {type(item).__name__}")
-        kind = item.get("type") or ("text" if "text" in item else
-                                    next((key for key in _PICTURE_KEYS if key in item), None))
-        if kind == "text":
-            return {"type": "text", "text": _text(f"{where}.text", item.get("text"))}
-        if kind in ("video", "video_url"):
-            raise PromptError(f"{where}: video is not supported; expected text or image items")
-        if kind not in ("image", *_PICTURE_KEYS):
+        kind = item.get("type")
+        if kind is None:
+            kind = next((key for key in ("text", *_PICTURE_KEYS) if key in item), None)
+        if not isinstance(kind, str) or kind not in _ITEM_TYPES:
             raise PromptError(f"{where}.type: expected 'text', 'image' or 'image_url', "
                               f"got {show(kind)}")
+        if kind == "text":
+            return {"type": "text", "text": _text(f"{where}.text", item.get("text"))}
+        if kind in _VIDEO_TYPES:
+            raise PromptError(f"{where}: video is not supported; expected text or image items")
         if role != "user":
             raise PromptError(f"{where}: expected pictures in user messages only, got one in a "
                               f"message of role {role!r}")

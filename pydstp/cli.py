@@ -58,8 +58,9 @@ SAMPLING_FLAGS: Flags = (
     ("--min-new-tokens", {"type": int, "help": "no end token before this many"}),
     ("--ignore-eos", {"action": "store_const", "const": True, "help": "go on past end tokens"}),
     ("--stop", {"action": "append", "metavar": "TEXT", "help": "ends the answer; repeatable"}),
-    ("--logprobs", {"type": int, "metavar": "N", "help": "with --json: also the N best tokens"}),
 )
+LOGPROBS_FLAG = ("--logprobs", {"type": int, "metavar": "N",
+                                "help": "with --json: also the N best tokens"})
 
 WEIGHTS_FLAG = ("--weights", {"metavar": "KIND", "help": "float (default), or int8: the decoder's "
                               "matrices in 8 bits, quantised while they are loaded"})
@@ -112,6 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="answer one prompt about pictures")
     generate.add_argument("--prompt", required=True, metavar="TEXT")
     generate.add_argument("--json", action="store_true", help="print the whole result as JSON")
+    add_flags(generate, (LOGPROBS_FLAG,))
     generate.set_defaults(run=run_generate)
     chat = commands.add_parser("chat", help="talk about pictures, turn by turn")
     chat.add_argument("--system", metavar="TEXT", help="a system message before the first turn")
@@ -172,7 +174,7 @@ def sampling_params(options: argparse.Namespace) -> SamplingParams:
     """The sampling flags as the API takes them."""
     from pydstp.config import SamplingParams
 
-    return SamplingParams(**given(options, SAMPLING_FLAGS))
+    return SamplingParams(**given(options, (*SAMPLING_FLAGS, LOGPROBS_FLAG)))
 
 
 def open_engine(options: argparse.Namespace) -> Engine:

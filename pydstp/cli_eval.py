@@ -87,7 +87,8 @@ def run_eval(options: argparse.Namespace) -> int:
                 total=total * plan.n, unit=" questions", leave=False, disable=None) as bar:
             for row in evaluate(plan, cancel=cancel, tick=bar.update, loading=loading_bar()):
                 rows.append(row)
-                tqdm.write(f"{len(rows)} of {total}: {evaluation.one_line(row)}", file=sys.stderr)
+                tqdm.write(f"{len(rows)} of {total}: {row['task']}: {evaluation.one_line(row)}",
+                           file=sys.stderr)
     finally:  # what was measured is shown, whatever ends it
         print_rows(rows)
     if plan.pareto is not None:

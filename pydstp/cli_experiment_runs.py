@@ -122,6 +122,9 @@ def _base_and_policy(options: argparse.Namespace) -> tuple[PruningConfig, DSTP, 
     from pydstp.shift import DSTP
 
     pruning, shift = pruning_of(options), shift_of(options)
+    if options.bypass != "never":
+        raise OptionError(f"--bypass: expected 'never' where methods are compared, "
+                          f"got {options.bypass!r}")
     if not isinstance(shift, DSTP):
         raise OptionError("--shift: expected dstp, recommended or a file, got "
                           f"{options.shift or 'none'!r}")

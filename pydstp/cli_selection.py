@@ -92,6 +92,6 @@ def parse_options(flag: str, texts: Sequence[str]) -> dict[str, Any]:
             raise OptionError(f"{flag}: expected NAME=VALUE, got {text!r}")
         try:
             values[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             values[name] = value
     return values

@@ -25,18 +25,20 @@ def run_compacting(prefill: Prefill) -> None:
     pruner, slots = prefill.pruning.pruner, rows.slots
     spans = [(slice(start, start + length), quota) for (start, length), quota in zip(
         *prefill.pruning.quotas(prefill.grids), strict=True)]
-    stays = torch.zeros(len(rows.visual), dtype=torch.bool)
+    stays = rows.visual.new_zeros(len(rows.visual), dtype=torch.bool)
     for span, quota in spans:
         stays[span.start:span.start + quota] = True
-    is_text = torch.ones(len(slots), dtype=torch.bool)
+    is_text = slots.new_ones(len(slots), dtype=torch.bool)
     is_text[rows.visual] = False
     targets = slots[is_text] - cache.geometry.visual_capacity, slots[rows.visual[stays]]
+    on_device = {"device": cache.device}
+    visual, context = rows.visual.to(**on_device), slots.int().to(**on_device)
     for layer in range(prefill.num_layers):
         sums = prefill.run_watched(layer, frozenset({COLUMN_SUMS}))[COLUMN_SUMS]
-        kv = ops.gather_kv(cache.visual[layer], cache.text[layer], s, slots.int(),
+        kv = ops.gather_kv(cache.visual[layer], cache.text[layer], s, context,
                            pool=prefill.ctx.pool)
         started = time.perf_counter()
-        left = pruner.compressed(kv.float(), sums, rows.visual, spans)
+        left = pruner.compressed(kv, sums, visual, spans)
         _write(cache.text[layer, s], targets[0], left[0])
         _write(cache.visual[layer, s], targets[1], left[1])
         prefill.seq.progress.selection_ms += 1e3 * (time.perf_counter() - started)

@@ -38,6 +38,16 @@ def require_float(name: str, value: Any, low: float, high: float = math.inf, *,
                           f"got {show(value)}")
 
 
+def require_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raise `OptionError` unless `value` is one of `choices`, all of them texts or integers.
+
+    The type comes first: an array compares element by element, and 4.0 equals 4.
+    """
+    is_kind = isinstance(value, type(choices[0])) and not isinstance(value, bool)
+    if not is_kind or value not in choices:
+        raise OptionError(f"{name}: expected one of {choices}, got {show(value)}")
+
+
 def names_unknown_options(kind: _Class) -> _Class:
     """Make an unknown option an `OptionError` that lists the known ones."""
     known = [field.name for field in fields(kind)]
@@ -75,9 +85,9 @@ class EngineConfig:
         num_threads: threads of the engine's own pool; None takes the processors of this process.
         weights: "float" holds them in the engine's dtype; "int8" holds the matrices of the decoder
             and its head in 8 bits, quantised as they are read, with one scale per row and 128
-            columns, and everything else as before.
-        device: "cpu"; "auto", which is the CPU too so far; or "cuda", an NVIDIA GPU. The operations
-            have GPU versions, the engine does not run on them yet and says so.
+            columns, and everything else as before; what they multiply is quantised likewise.
+        device: "cpu"; "auto", which is the CPU too so far; or "cuda", an NVIDIA GPU, which has been
+            tried in emulation alone.
     """
 
     max_batch: int = 4
@@ -100,7 +110,8 @@ class EngineConfig:
         require_int("max_image_pixels", self.max_image_pixels, 1)
         if self.min_pixels is not None:
             require_int("min_pixels", self.min_pixels, 1)
-        if self.max_pixels is not None and self.max_pixels != "checkpoint":
+        is_named = isinstance(self.max_pixels, str) and self.max_pixels == "checkpoint"
+        if self.max_pixels is not None and not is_named:
             require_int("max_pixels", self.max_pixels, 1)
         if self.max_tiles is not None:
             require_int("max_tiles", self.max_tiles, 1)

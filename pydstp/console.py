@@ -11,7 +11,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pydstp.generation import CancelToken, Generation
+    from pydstp.generation import CancelToken, Generation, ShiftReport
+
+# Policies that do nothing where nothing was pruned, and what the reasons of a report mean.
+BRING_BACK = ("dstp", "sketch")
+NO_EFFECT = {"no_image": "there is no picture", "no_method": "nothing was pruned (--pruning)",
+             "retention_is_one": "all visual tokens were kept",
+             "method_kept_all": "all visual tokens were kept",
+             "below_break_even": "it would have made the answer slower (--bypass)"}
 
 
 def prepare_streams() -> None:
@@ -92,6 +99,8 @@ def summary(generation: Generation) -> str:
         swaps = f", {shift.triggers} swaps" if shift.policy == "dstp" else ""
         lines.append(f"{shift.method}: kept {shift.kept} of {shift.num_visual} visual tokens; "
                      f"{shift.mean_visible:.0%} read per step{swaps}")
+    if shift is not None and shift.reason is not None:
+        lines += without_effect(shift)
     is_wanted = shift is not None and shift.method == "resize"
     for number, image in enumerate(generation.images, 1):
         if image.shrunk and not is_wanted:
@@ -99,6 +108,14 @@ def summary(generation: Generation) -> str:
                          f"{size(image.resized)} pixels; --max-pixels (for tiles --max-tiles) sets "
                          f"the limit")
     return "\n".join(lines)
+
+
+def without_effect(shift: ShiftReport) -> list[str]:
+    """A line where a method or policy was asked for and did nothing."""
+    names = [shift.method] if shift.method != "none" else []
+    names += [shift.policy] if shift.policy in BRING_BACK else []
+    reason = NO_EFFECT[shift.reason]
+    return [f"note: {' with '.join(names)} changed nothing: {reason}"] if names else []
 
 
 def size(width_height: tuple[int, int]) -> str:

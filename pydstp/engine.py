@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -12,9 +11,10 @@ from typing import Any
 
 from pydstp import ops
 from pydstp.chat import PICTURE_MARKS, ChatTemplate
-from pydstp.config import CUDA, INT8, EngineConfig, SamplingParams, with_given
+from pydstp.config import INT8, EngineConfig, SamplingParams, with_given
 from pydstp.conversation import Chat
-from pydstp.errors import CancelledError, CheckpointError, DeviceError, OptionError, PydstpError
+from pydstp.device_memory import chosen_device, enough_memory
+from pydstp.errors import CancelledError, CheckpointError, OptionError, PydstpError
 from pydstp.generation import CancelToken, Generation, one_reader
 from pydstp.image_processors import open_image_processor
 from pydstp.kv_cache import CacheGeometry, KVCache
@@ -70,7 +70,7 @@ class Engine:
         require_type("progress", progress, Callable)
         self._selection = SelectionParams(pruning, shift, reserve, bypass=bypass)
         self.config = config = with_given(config or EngineConfig(), device=device, weights=weights)
-        gpu = ops.find_gpu() if config.device == CUDA else None
+        gpu, self.device = chosen_device(config)
         checkpoint = open_checkpoint(path)
         self.model_config = VLMConfig.from_dict(checkpoint.config, str(checkpoint.config_path))
         self.dtype = resolve_dtype(checkpoint, dtype)
@@ -78,16 +78,16 @@ class Engine:
         check_memory(checkpoint, self.model_config, self.dtype, geometry.kv_bytes(self.dtype),
                      max_batch=config.max_batch, max_visual_tokens=config.max_visual_tokens,
                      max_text_tokens=config.max_text_tokens, weights=config.weights, device=gpu)
-        if gpu is not None:
-            raise DeviceError("device: the engine runs on 'cpu' so far, only its ops on 'cuda'")
         tokenizer = Tokenizer.from_checkpoint(checkpoint.path)
         self.model_config = _with_token_ids(self.model_config, tokenizer, checkpoint)
         self._preparation = _open_preparation(checkpoint, self.model_config, tokenizer, config)
-        self._pool = ops.ThreadPool(config.num_threads or _num_processors())
-        model = load_model(checkpoint, self.model_config, self.dtype, progress,
-                           int8_pool=self._pool if config.weights == INT8 else None)
-        self._cache = KVCache(geometry, self.dtype)
-        self._runner = Runner(model, self._cache, self._pool)
+        self._pool = ops.ThreadPool(config.num_threads or ops.num_processors())
+        int8_pool = self._pool if config.weights == INT8 else None
+        with enough_memory():
+            model = load_model(checkpoint, self.model_config, self.dtype, progress,
+                               int8_pool=int8_pool, device=self.device)
+            self._cache = KVCache(geometry, self.dtype, self.device)
+            self._runner = Runner(model, self._cache, self._pool)
         self._scheduler = Scheduler(self._runner, self._cache)
         self._is_closed = False
         logger.info("loaded %s as %s, weights %s", path, self.dtype, config.weights)
@@ -291,10 +291,3 @@ def _check_generation_config(model: VLMConfig, checkpoint: Checkpoint) -> None:
         SamplingParams().resolve(checkpoint.generation_config)
     except OptionError as error:
         raise CheckpointError(f"{section.source}: {error}") from None
-
-
-def _num_processors() -> int:
-    """Processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -93,7 +93,11 @@ def decode_data_url(url: str) -> bytes:
 
 @contextmanager
 def _open_file(source: str | os.PathLike) -> Iterator[BinaryIO]:
-    path = os.fsdecode(source)
+    try:
+        path = os.fsdecode(source)
+    except TypeError:
+        raise ImageError(f"image: expected {ACCEPTED}, got {type(source).__name__}, which is "
+                         "no path") from None
     if scheme := _SCHEME.match(path):
         raise ImageError(f"image: {scheme[1]} addresses are refused, nothing is fetched; download "
                          f"the picture and pass its path or bytes (got {_shorten(path, 80)})")
@@ -164,7 +168,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = Image.fromarray(_to_8bit(np.asarray(image), f"mode {image.mode}"))
+        pixels = _to_8bit(np.asarray(image), f"mode {image.mode}", ("u2", "i4"))
+        image = Image.fromarray(pixels)
     if image.mode == "La":
         image = image.convert("LA")
     has_alpha = image.mode.endswith(("A", "a")) or image.info.get("transparency") is not None
@@ -187,12 +192,15 @@ def _from_array(array: np.ndarray, limit: int) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _to_8bit(array: np.ndarray, what: str) -> np.ndarray:
-    """Pixel values as uint8: uint16 (also held in int32) divided by 257, floats in [0, 1] x 255."""
+def _to_8bit(array: np.ndarray, what: str, kinds: tuple[str, ...] = ("u2",)) -> np.ndarray:
+    """Pixel values as uint8: 16 bits divided by 257, floats in [0, 1] x 255.
+
+    kinds: types that hold 16 bits. Pillow has them in int32; an array of int32 may mean 8 bits.
+    """
     if array.dtype == np.uint8:
         return array
     is_float = np.issubdtype(array.dtype, np.floating)
-    if not is_float and array.dtype.kind + str(array.dtype.itemsize) not in ("u2", "i4"):
+    if not is_float and array.dtype.kind + str(array.dtype.itemsize) not in kinds:
         raise ImageError(f"image: expected uint8, uint16 or floating point values, got {what}")
     low, high = array.min(), array.max()
     if not (low >= 0 and high <= (1 if is_float else 65535)):  # NaN fails this too

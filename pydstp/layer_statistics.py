@@ -1,12 +1,11 @@
 """What the decoder layer before the pruning point says about the visual tokens of a prompt.
 
-Attention comes from single queries, or from all of them a block at a time: nothing here is as large
-as an attention map.
+Attention comes from single queries, or summed over many of them: nothing here is as large as an
+attention map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +15,10 @@ from torch import Tensor
 from pydstp import ops
 from pydstp.kv_cache import ALL, KVCache
 from pydstp.models.plans import Context, DecodePlan
+from pydstp.reserve import visible_lengths
 
 COLUMN_SUMS = "column_sums"  # for methods that act on the cache
-_BLOCK_ROWS = 64  # queries whose attention exists at a time
+_BLOCK_ROWS = 64  # queries whose attention exists, KV head by KV head, at a time
 
 
 @dataclass
@@ -31,7 +31,7 @@ class LayerStatistics:
     Attributes:
         needs: the names to compute; those of the vision tower are none of its business.
         layer_idx: the layer before the pruning point, -1 where there is none.
-        slots: [n] int64 of the rows, in prompt order.
+        slots: [n] int64 of the rows, in prompt order; like visual and raters on the host.
         visual: [num_visual] int64, the rows that are visual tokens which may leave, of which a
             picture has lengths[i].
         raters: [num_raters] int64, the rows of text whose attention counts; num_text, how many rows
@@ -58,8 +58,9 @@ class LayerStatistics:
         if "attention_row" in self.needs:
             self._queries["attention_row"] = [(len(self.slots) - 1, self._room())]
         if "picture_row" in self.needs:
-            ends = self.visual[torch.tensor(self.lengths).cumsum(0) - 1]  # of the pictures
-            self._queries["picture_row"] = [(row, self._room()) for row in ends.tolist()]
+            last = self.visual.new_tensor(self.lengths).cumsum(0) - 1  # of each picture
+            self._queries["picture_row"] = [(row, self._room())
+                                            for row in self.visual[last].tolist()]
         for name in {"received_attention", COLUMN_SUMS} & self.needs:
             self._queries[name] = [(slice(None), self._room(len(self.slots)))]
         if "text_attention" in self.needs:
@@ -112,10 +113,11 @@ class LayerStatistics:
         seen = self._context(int(cache.prompt_order[s, self.slots[row]]) + 1, group)
         is_text = seen >= cache.geometry.visual_capacity
         text_len, visible_len = cache.text_len.clone(), cache.visible_len.clone()
-        text_len[s], visible_len[s, group] = is_text.sum(), (~is_text).sum()  # lists are in order
+        num_text = int(is_text.sum())
+        text_len[s], visible_len[s, group] = num_text, len(seen) - num_text  # lists are in order
         probs = torch.zeros_like(cache.shift.probs)
         monitor = ops.Monitor(
-            probs=probs, base_mask=None, norm=torch.ones(len(probs), dtype=torch.int32),
+            probs=probs, base_mask=None, norm=probs.new_ones(len(probs), dtype=torch.int32),
             head_weights=probs.new_full((len(probs), heads), 1 / heads),
             layer_weights=probs.new_ones(len(probs), cache.geometry.num_layers))
         groups = torch.full_like(cache.layer_to_group, group)
@@ -125,64 +127,59 @@ class LayerStatistics:
 
     def _group(self, layer_idx: int) -> int:
         """The list that rows of a layer see."""
-        return ALL if self.is_full else int(self.cache.layer_to_group[self.seq_idx, layer_idx])
+        return ALL if self.is_full else int(self.cache.groups[self.seq_idx, layer_idx])
 
     def _context(self, end: int, group: int) -> Tensor:
         """[num_slots] int64 in prompt order: what a layer has seen below order `end`."""
         return self.cache.context(self.seq_idx, self.cache.visible_slots(self.seq_idx, group), end)
 
     def _keys(self, slots: Tensor) -> Tensor:
-        """[num_slots, num_kv_heads, head_dim] fp32."""
+        """[num_slots, num_kv_heads, head_dim]"""
         cache, layer = self.cache, self.layer_idx
-        rows = ops.gather_kv(cache.visual[layer], cache.text[layer], self.seq_idx, slots.int(),
-                             pool=self.ctx.pool)
-        return rows[:, 0].float()
+        rows = ops.gather_kv(cache.visual[layer], cache.text[layer], self.seq_idx,
+                             slots.int().to(cache.device), pool=self.ctx.pool)
+        return rows[:, 0]
 
     def _key_norms(self, slots: Tensor) -> Tensor:
-        return self._keys(slots).abs().sum(dim=(1, 2))
+        return self._keys(slots).float().abs().sum(dim=(1, 2))
 
     def _received_attention(self) -> Tensor:
-        """[num_visual] fp32, from the softmax of a block of rows at a time."""
-        num_tokens, received = int(self.cache.num_tokens[self.seq_idx]), 0.0
-        for probs, is_own in self._blocks("received_attention"):
-            received = received + probs.masked_fill_(is_own, 0.0).mean(dim=0).sum(dim=0)
-        return received[self._is_visual()] / (num_tokens - 1)
+        """[num_visual] fp32."""
+        (_, queries), = self._queries["received_attention"]
+        sums = self._sums(queries, self.slots, without_last=True).mean(dim=0)
+        return sums[self._is_visual()] / (int(self.cache.num_tokens[self.seq_idx]) - 1)
 
     def _text_attention(self) -> Tensor:
         """[num_raters, num_visual] fp32."""
+        (rows, queries), = self._queries["text_attention"]
         is_visual = self._is_visual()
-        blocks = [probs.mean(dim=0)[:, is_visual] for probs, _ in self._blocks("text_attention")]
-        return torch.cat([torch.empty(0, int(is_visual.sum())), *blocks])
+        parts = [queries.new_empty(0, int(is_visual.sum()), dtype=torch.float32)]
+        for some, slots in zip(queries.split(_BLOCK_ROWS), self.slots[rows].split(_BLOCK_ROWS),
+                               strict=True):
+            parts.append(self._sums(some, slots, per_row=True)[..., is_visual].mean(dim=0))
+        return torch.cat(parts)
 
     def _column_sums(self) -> Tensor:
         """[num_kv_heads, n] fp32: attention that each of the rows gets of all of them, mean over
         the query heads of a KV head."""
-        is_own, sums = torch.isin(self._whole_context(), self.slots), 0.0
-        for probs, _ in self._blocks(COLUMN_SUMS):
-            sums = sums + probs.sum(dim=1)[:, is_own]
-        return sums.view(self.cache.geometry.num_kv_heads, -1, len(self.slots)).mean(dim=1)
+        (_, queries), = self._queries[COLUMN_SUMS]
+        return self._sums(queries, self.slots)[:, torch.isin(self._whole_context(), self.slots)]
+
+    def _sums(self, queries: Tensor, slots: Tensor, **options: bool) -> Tensor:
+        """`ops.attention_sums` of the rows in some slots over the whole context."""
+        self.ctx.check()
+        order, context = self.cache.prompt_order[self.seq_idx], self._whole_context()
+        seen = visible_lengths(order[slots], order[context]).to(self.cache.device)
+        return ops.attention_sums(
+            queries, self._keys(context), visible_len=seen,
+            scale=queries.shape[-1] ** -0.5, pool=self.ctx.pool, **options)
 
     def _whole_context(self) -> Tensor:
         return self._context(int(self.cache.num_tokens[self.seq_idx]), self._group(self.layer_idx))
 
     def _is_visual(self) -> Tensor:
-        """[num_context] bool: where the visual tokens are that may leave."""
+        """[num_context] bool on the host: where the visual tokens are that may leave."""
         return torch.isin(self._whole_context(), self.slots[self.visual])
-
-    def _blocks(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Attention of some rows, [num_heads, block, num_context] fp32, a block at a time, and
-        where a row looks at itself, [block, num_context] bool."""
-        (which, queries), = self._queries[name]
-        order, context = self.cache.prompt_order[self.seq_idx], self._whole_context()
-        keys = self._keys(context).repeat_interleave(
-            queries.shape[1] // self.cache.geometry.num_kv_heads, dim=1)
-        slots = self.slots[which]
-        for rows in torch.arange(len(queries)).split(_BLOCK_ROWS):
-            self.ctx.check()
-            logits = torch.einsum("rhd,chd->hrc", queries[rows].float(), keys)
-            logits *= queries.shape[-1] ** -0.5
-            later = order[context] - order[slots[rows]][:, None]
-            yield logits.masked_fill_(later > 0, -torch.inf).softmax(dim=-1), later == 0
 
 
 def attention_probs(cache: KVCache, seq_idx: int, query: Tensor, layer_idx: int,
@@ -193,7 +190,7 @@ def attention_probs(cache: KVCache, seq_idx: int, query: Tensor, layer_idx: int,
     The lists are those of the cache, as long as visible_len and text_len say.
     """
     plan = DecodePlan(
-        seq_idx_rows=torch.tensor([seq_idx], dtype=torch.int32), slot_idx=torch.empty(0),
+        seq_idx_rows=text_len.new_tensor([seq_idx]), slot_idx=text_len[:0],
         visible_indices=cache.visible_indices, visible_len=visible_len,
         layer_to_group=layer_to_group, text_len=text_len, workspace=workspace)
     ops.attention_probs(query.unsqueeze(0), cache.visual[layer_idx], cache.text[layer_idx],

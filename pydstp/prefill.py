@@ -17,6 +17,7 @@ from pydstp.layer_statistics import LayerStatistics, attention_probs
 from pydstp.models.plans import Context, PrefillPlan
 from pydstp.models.qwen3 import Decoder, DeepStack
 from pydstp.pruning import MergePlan, Selection, VisualTokens, run_pruner
+from pydstp.pruning.merging import merged_rows
 from pydstp.reserve import SideRows, joined, visible_lengths
 from pydstp.sequence import Sequence
 
@@ -25,9 +26,9 @@ from pydstp.sequence import Sequence
 class Rows:
     """Tokens on their way through the layers, in prompt order.
 
-    x: [n, hidden_size]. positions: [n], of M-RoPE [3, n]. slots: [n] int64. visual: [num_visual]
-    int64, the rows that are visual tokens. features: one [num_visual, hidden_size] per DeepStack
-    layer.
+    x: [n, hidden_size]. features: one [num_visual, hidden_size] per DeepStack layer. On the host,
+    whatever the device: positions: [n], of M-RoPE [3, n]. slots: [n] int64. visual: [num_visual]
+    int64, the rows that are visual tokens.
     """
 
     x: Tensor
@@ -41,17 +42,17 @@ class Rows:
         return DeepStack(self.features, self.visual) if self.features else None
 
     def without(self, dropped: Tensor) -> Rows:
-        """All rows but those of some visual tokens; dropped [num_visual] bool."""
-        stays = torch.ones(len(self.x), dtype=torch.bool)
+        """All rows but those of some visual tokens; dropped [num_visual] bool, on the host."""
+        stays = self.slots.new_ones(len(self.x), dtype=torch.bool)
         stays[self.visual[dropped]] = False
-        is_visual = torch.zeros(len(self.x), dtype=torch.bool)
+        is_visual = torch.zeros_like(stays)
         is_visual[self.visual] = True
         return Rows(self.x[stays], self.positions[..., stays], self.slots[stays],
                     is_visual[stays].nonzero().squeeze(1),
                     [features[~dropped] for features in self.features])
 
     def side_rows(self, taken: Tensor, first_layer: int) -> SideRows:
-        """Some visual tokens as rows of their own; taken [num_visual] bool."""
+        """Some visual tokens as rows of their own; taken [num_visual] bool, on the host."""
         rows = self.visual[taken]
         return SideRows(self.x[rows], self.positions[..., rows], self.slots[rows],
                         [features[taken] for features in self.features],
@@ -85,6 +86,7 @@ class Prefill:
         shape = cache.geometry.num_heads, cache.geometry.head_dim
         self.anchor_queries = {layer: rows.x.new_empty(shape) for layer in seq.progress.layers}
         self.statistics: LayerStatistics | None = None
+        self.projected: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # of `rows`, see PrefillPlan
 
     def run(self) -> Tensor:
         """[1, hidden_size]: the last row behind the last layer."""
@@ -122,7 +124,7 @@ class Prefill:
     def run_watched(self, layer: int, needs: frozenset[str]) -> dict[str, Tensor]:
         """Run one layer; returns statistics of it."""
         self.statistics = self._statistics(needs, layer + 1, self.rows.visual,
-                                           torch.empty(0, dtype=torch.int64), 0)
+                                           self.rows.visual[:0], 0)
         self._forward(range(layer, layer + 1))
         return self.statistics.collect(self.rows.x, None)
 
@@ -136,9 +138,9 @@ class Prefill:
         first, and how many there are."""
         text = self.rows.x[int(self.rows.visual[-1]) + 1:]
         if "text_attention" not in self.pruning.pruner.needs:
-            return torch.empty(0, dtype=torch.int64), len(text)
+            return self.rows.visual[:0], len(text)
         chosen = self.pruning.pruner.raters(self.rows.x[self.rows.visual], text)
-        return chosen.nonzero().squeeze(1), len(text)
+        return chosen.nonzero().squeeze(1).cpu(), len(text)
 
     def _statistics(self, needs: frozenset[str], layer: int, candidates: Tensor, raters: Tensor,
                     num_text: int) -> LayerStatistics:
@@ -161,13 +163,16 @@ class Prefill:
     def _leave(self, layer: int, candidates: Tensor, selection: Selection) -> SideRows:
         """Take out what was not kept; returns those that could come back."""
         before, cache, s = self.rows, self.cache, self.seq_idx
-        dropped = torch.ones(len(candidates), dtype=torch.bool)
+        dropped = candidates.new_ones(len(candidates), dtype=torch.bool)
         dropped[selection.kept] = False
         cache.prune(s, before.slots[candidates[dropped]], layer)
         gone = torch.isin(before.visual, candidates[dropped])
         originals = gone & (cache.born[s, before.slots[before.visual]] < 0)
-        if not self.is_full:
+        if gone.any() and not self.is_full:
             self.rows = before.without(gone)
+            stays = torch.isin(before.slots, self.rows.slots)
+            self.projected = {of: tuple(part[stays] for part in parts)
+                              for of, parts in self.projected.items()}
             if selection.merge is not None and len(selection.merge.targets):
                 self._insert_merged(before, selection.merge, layer)
         elif selection.merge is not None:
@@ -186,7 +191,8 @@ class Prefill:
         upcoming = self._upcoming_query(layer) if "upcoming_row" in needs else None
         tokens = VisualTokens(
             features=rows.x[candidates], grids=tuple(self.grids), spans=spans, stage=stage,
-            origins=origins, quotas=quotas, vision_attention=attention, vision_keys=keys,
+            origins=origins.to(rows.x.device), quotas=quotas, vision_attention=attention,
+            vision_keys=keys,
             text_embeddings=self._text_embeddings() if "text_embeddings" in needs else None,
             generator=config.generator(), **self.statistics.collect(rows.x, upcoming))
         return run_pruner(config, tokens)
@@ -194,20 +200,21 @@ class Prefill:
     def _upcoming_query(self, layer: int) -> Tensor:
         """[num_heads, head_dim]: what the last row will ask in a layer that has not run."""
         rows = self.rows
-        return self.decoder.queries(
+        self.projected = {layer: self.decoder.projected(
             rows.x, layer, cos_sin=self.decoder.rotary(rows.positions), cache=self.cache,
-            plan=self._plan(), ctx=self.ctx)[-1]
+            plan=self._plan(), ctx=self.ctx)}
+        return self.projected[layer][0][-1]
 
     def _text_embeddings(self) -> Tensor:
         """[num_text, hidden_size]: the words of the last user message."""
-        return self.decoder.embed(torch.tensor(self.seq.instruction_ids, dtype=torch.int64))
+        return self.decoder.embed(self.rows.slots.new_tensor(self.seq.instruction_ids))
 
     def watch_anchor(self, monitor: ops.Monitor) -> None:
         """Add the anchor row's attention at every watched layer to monitor.probs.
 
         It is taken over what the row has seen: an unpruned prompt (reserve "full") shows all.
         """
-        context = self.cache.context(self.seq_idx, torch.empty(0), self.anchor_order + 1)
+        context = self._text_up_to_anchor()
         text_len = self.cache.text_len.clone()
         text_len[self.seq_idx] = len(context)
         groups = self.cache.layer_to_group
@@ -223,15 +230,15 @@ class Prefill:
         places = before.visual[merge.targets]
         orders = self.cache.prompt_order[self.seq_idx, before.slots[places]]
         slots = self.cache.append_pseudo(self.seq_idx, orders, layer).long()
-        old, merged = self.rows, len(places)
+        old, merged, self.projected = self.rows, len(places), {}
         order = self.cache.prompt_order[self.seq_idx, torch.cat([old.slots, slots])]
         turn = order.argsort()
-        is_visual = torch.zeros(len(turn), dtype=torch.bool)
+        is_visual = turn.new_zeros(len(turn), dtype=torch.bool)
         is_visual[old.visual] = True
         is_visual[-merged:] = True
-        features = [torch.cat([kept, _merge(all_rows, merge)])[_ranks(order[is_visual])]
+        features = [torch.cat([kept, merged_rows(all_rows, merge)])[_ranks(order[is_visual])]
                     for kept, all_rows in zip(old.features, before.features, strict=True)]
-        new = _merge(before.x[before.visual], merge)
+        new = merged_rows(before.x[before.visual], merge)
         self.rows = Rows(
             torch.cat([old.x, new])[turn],
             torch.cat([old.positions, before.positions[..., places]], -1)[..., turn],
@@ -242,32 +249,36 @@ class Prefill:
         if not layers:
             return
         rows, cache = self.rows, self.cache
-        plan = replace(self._plan(), queries=self._queries())
+        plan = replace(self._plan(), queries=self._queries(), projected=self.projected)
         if self.seq.num_cached:
-            group = ALL if self.is_full else int(cache.layer_to_group[self.seq_idx, layers.start])
+            group = ALL if self.is_full else int(cache.groups[self.seq_idx, layers.start])
             visible = cache.visible_slots(self.seq_idx, group)
             context = cache.context(self.seq_idx, visible, int(cache.num_tokens[self.seq_idx]))
             order = cache.prompt_order[self.seq_idx]
-            plan = replace(plan, context_slots=context.int(),
-                           visible_len=visible_lengths(order[rows.slots], order[context]))
+            plan = replace(plan, context_slots=context.int().to(cache.device),
+                           visible_len=visible_lengths(order[rows.slots], order[context])
+                           .to(cache.device))
         rows.x = self.decoder.forward_layers(
             rows.x, layers=layers, cos_sin=self.decoder.rotary(rows.positions), cache=cache,
             plan=plan, ctx=self.ctx, deepstack=rows.deepstack())
         self.seq.progress.visual_rows += [len(rows.visual)] * len(layers)
 
     def _plan(self) -> PrefillPlan:
-        slots = self.rows.slots.int()
+        slots = self.rows.slots.int().to(self.cache.device)
         return PrefillPlan(seq_idx=self.seq_idx, slot_idx=slots,
                            seq_idx_rows=torch.full_like(slots, self.seq_idx))
 
     def _queries(self) -> dict[int, list[tuple[int | slice | Tensor, Tensor]]]:
         """Where to leave the queries of the anchor row and of those that statistics need."""
-        slot = int(self.cache.context(self.seq_idx, torch.empty(0), self.anchor_order + 1)[-1])
+        slot = int(self._text_up_to_anchor()[-1])
         row = int((self.rows.slots == slot).nonzero())  # text, so it is never pruned
         queries = {layer: [(row, out)] for layer, out in self.anchor_queries.items()}
         if self.statistics is not None:
             queries.setdefault(self.statistics.layer_idx, []).extend(self.statistics.queries)
         return queries
+
+    def _text_up_to_anchor(self) -> Tensor:
+        return self.cache.context(self.seq_idx, self.rows.slots[:0], self.anchor_order + 1)
 
     @property
     def anchor_order(self) -> int:
@@ -275,16 +286,6 @@ class Prefill:
         shift = self.seq.progress.params.watch
         at_end = shift is None or shift.anchor == "last"
         return len(self.seq.prompt.input_ids) - 1 if at_end else self.seq.instruction_end
-
-
-def _merge(rows: Tensor, merge: MergePlan) -> Tensor:
-    """rows [num_visual, hidden_size] -> [num_merged, hidden_size], in fp32 and back."""
-    wide = rows.float()
-    if merge.reduce == "max":
-        members = (merge.weights != 0).index_put(
-            (torch.arange(len(merge.targets)), merge.targets), torch.tensor(True))
-        return torch.stack([wide[some].amax(dim=0) for some in members]).to(rows.dtype)
-    return (wide[merge.targets] + merge.weights @ wide).to(rows.dtype)
 
 
 def _ranks(order: Tensor) -> Tensor:

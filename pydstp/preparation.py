@@ -60,7 +60,7 @@ class Preparation:
         processed = self.read_images(images, selection.pruning)
         encoded = chat.build_prompt(self._template, self.tokenizer, messages,
                                     [picture.num_tokens for picture in processed], self._marks)
-        progress = Progress(selection)
+        progress = Progress(selection, request_idx=request_idx)
         progress.expect(self._num_layers, self._num_heads)
         progress.num_spared = sum(picture.num_spared for picture in processed)
         params = (sampling or SamplingParams()).resolve(self._generation_config)
@@ -128,10 +128,15 @@ class Preparation:
 
     def batch(self, prompts: Many[Prompt], images: Any, sampling: Any, cancel: Any,
               selection: list[SelectionParams]) -> list[Sequence]:
-        """One prepared request per prompt; an error names the prompt it is about."""
+        """One prepared request per prompt; an error names the prompt it is about.
+
+        Prompts that share sampling parameters or a policy draw different numbers; those with their
+        own have seeds of their own, and draw what they would draw alone.
+        """
         count = len(prompts)
         images = spread("image", images, count, allow_one=False)
         own_params = isinstance(sampling, list | tuple)
+        shares_policy = all(one.shift is selection[0].shift for one in selection)
         sampling = spread("sampling", sampling, count)
         cancel = spread("cancel", cancel, count)
         sequences = []
@@ -140,6 +145,7 @@ class Preparation:
                 sequences.append(self.request(prompt, images[index], sampling[index],
                                               cancel[index], selection[index],
                                               0 if own_params else index))
+                sequences[-1].progress.request_idx = index if shares_policy else 0
             except (ImageError, PromptError, CapacityError, OptionError) as error:
                 raise type(error)(f"prompt[{index}]: {error}") from error
         return sequences

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from pydstp import ops
@@ -31,7 +30,7 @@ class PulseControl:
         anchor, s, shift = seq.progress.anchor_layer, seq.seq_idx, self._shift
         if anchor is None:
             return
-        self._cache.layer_to_group[s, anchor + 1:] = PULSED
+        self._cache.set_group(s, PULSED, anchor + 1)
         shift.layer_weights[s, anchor] = 1.0
         shift.head_weights[s] = 1 / self._cache.geometry.num_heads
         shift.norm[s] = 1
@@ -46,9 +45,11 @@ class PulseControl:
             s, progress, shift = seq.seq_idx, seq.progress, self._shift
             shift.probs[s] = 0
             shift.scores[s] = 0
-            words, reals = progress.params.pulse.policy(progress.kept, progress.num_steps + 1)
-            shift.policy[s] = torch.tensor(words, dtype=torch.int32)
-            shift.policy_float[s] = torch.tensor(reals)
+            step = progress.num_steps + bool(seq.new_ids)  # 0: the last token of the prompt
+            words, reals = progress.params.pulse.policy(
+                progress.kept, step, progress.request_idx)
+            shift.policy[s] = shift.policy.new_tensor(words)
+            shift.policy_float[s] = shift.policy_float.new_tensor(reals)
         return frozenset(seq.progress.anchor_layer for seq in pulsed)
 
     def act(self, sequences: list[Sequence], after_layer: int, ctx: Context) -> None:
@@ -63,20 +64,21 @@ class PulseControl:
         self._compare(sequences, [seq for seq in acting if seq.progress.sees_change], ctx)
         tempered = [seq for seq in acting if seq.progress.params.pulse.is_tempered]
         for temperature in sorted({seq.progress.params.pulse.temperature for seq in tempered}):
-            rows = _rows(sequences, [seq for seq in tempered if
+            rows = self._rows(sequences, [seq for seq in tempered if
                                      seq.progress.params.pulse.temperature == temperature])
             self._weigh(rows, after_layer, temperature, ctx)
         for seq in tempered:
-            group = self._cache.layer_to_group[seq.seq_idx, after_layer]
-            seq.progress.num_scored += int(self._cache.visible_len[seq.seq_idx, group])
-            seq.progress.num_scored += int(self._cache.text_len[seq.seq_idx])
-        ops.shift_select(self._shift, _rows(sequences, acting), self._cache.visible_indices,
+            group = self._cache.groups[seq.seq_idx, after_layer]
+            seq.progress.num_scored += int(self._cache.list_lens[seq.seq_idx, group])
+            seq.progress.num_scored += int(self._cache.text_rows[seq.seq_idx])
+        ops.shift_select(self._shift, self._rows(sequences, acting), self._cache.visible_indices,
                          self._cache.visible_len, PULSED, pool=ctx.pool)
 
     def _compare(self, sequences: list[Sequence], comparing: list[Sequence], ctx: Context) -> None:
         """Whether attention has changed since the step before, for policies that ask."""
         if comparing:
-            ops.shift_detect(self._shift, _rows(sequences, comparing), ops.Phase.MID, pool=ctx.pool)
+            rows = self._rows(sequences, comparing)
+            ops.shift_detect(self._shift, rows, ops.Phase.MID, pool=ctx.pool)
         for seq in comparing:
             self._shift.anchor[seq.seq_idx] = self._shift.probs[seq.seq_idx]
 
@@ -90,9 +92,8 @@ class PulseControl:
             scale=cache.geometry.head_dim**-0.5 / temperature, monitor=self._tempered,
             pool=ctx.pool)
 
-
-def _rows(sequences: list[Sequence], meant: list[Sequence]) -> Tensor:
-    """[batch] int32: the sequence of each row that is meant, -1 elsewhere."""
-    names = {seq.seq_idx for seq in meant}
-    return torch.tensor([seq.seq_idx if seq.seq_idx in names else -1 for seq in sequences],
-                        dtype=torch.int32)
+    def _rows(self, sequences: list[Sequence], meant: list[Sequence]) -> Tensor:
+        """[batch] int32: the sequence of each row that is meant, -1 elsewhere."""
+        names = {seq.seq_idx for seq in meant}
+        return self._shift.state.new_tensor(
+            [seq.seq_idx if seq.seq_idx in names else -1 for seq in sequences])

@@ -80,7 +80,11 @@ class Repl:
         self._images = []
 
     def answer(self, prompt: str) -> None:
-        """Answer one message; a failed or cancelled one leaves the conversation as it was."""
+        """Answer one message; a failed or cancelled one leaves the conversation as it was.
+
+        Pictures of a message that was stopped go with the next one; those of one that failed do
+        not, as they may be why.
+        """
         images, self._images = self._images, []
         with cancelled_by_ctrl_c() as cancel:
             try:
@@ -88,4 +92,5 @@ class Repl:
                 write(stream)
                 say(summary(stream.generation))
             except CancelledError:
+                self._images = images
                 say("(stopped)")

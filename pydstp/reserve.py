@@ -21,7 +21,7 @@ class SideRows:
     """Some pruned tokens of one sequence, in prompt order, each at the layer it did not enter.
 
     Attributes:
-        x: [num_rows, hidden_size].
+        x: [num_rows, hidden_size]; like deepstack on the device, the others on the host.
         first_layers: [num_rows] int64: that layer.
         positions: [num_rows], or of M-RoPE [3, num_rows] (time, height, width).
         slots: [num_rows] int64 visual slots.
@@ -51,7 +51,7 @@ class SideRows:
 
     def chunks(self, size: int = CHUNK_ROWS) -> list[SideRows]:
         """The same rows in runs of at most `size`."""
-        rows = torch.arange(len(self))
+        rows = torch.arange(len(self), device="cpu")
         return [self.select(part) for part in rows.split(size)] if len(self) else []
 
 

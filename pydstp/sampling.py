@@ -26,8 +26,7 @@ def sample(logits: np.ndarray, params: SamplingParams, *, prompt_ids: list[int],
     """
     logits = penalised(logits, params, prompt_ids, new_ids, blocked_ids)
     if not np.isfinite(logits.max()):
-        raise PydstpError(f"logits: expected finite values, got {logits.max()}: "
-                          f"the model's activations overflowed")
+        raise not_finite(str(logits.max()))
     if params.temperature == 0.0:
         return int(logits.argmax())
     token_ids, probabilities = distribution(logits, params)
@@ -35,6 +34,12 @@ def sample(logits: np.ndarray, params: SamplingParams, *, prompt_ids: list[int],
     cumulative = np.cumsum(probabilities, dtype=np.float64)
     index = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
     return int(token_ids[min(index, len(token_ids) - 1)])
+
+
+def not_finite(found: str) -> PydstpError:
+    """The error for logits that no token can be chosen from."""
+    return PydstpError(f"logits: expected finite values, got {found}: the model's activations "
+                       "overflowed")
 
 
 def penalised(logits: np.ndarray, params: SamplingParams, prompt_ids: list[int],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pydstp.config import names_unknown_options
+from pydstp.config import names_unknown_options, require_choice
 from pydstp.errors import OptionError, show
 from pydstp.generation import ShiftReport, StepLog
 from pydstp.kv_cache import MAX_STAGES, PULSED, SELECTED, KVCache
@@ -82,11 +82,10 @@ class SelectionParams:
             if value is not None and not isinstance(value, kinds):
                 names = ", ".join(kind.__name__ for kind in kinds)
                 raise OptionError(f"{name}: expected {names} or None, got {show(value)}")
-        if self.reserve not in RESERVE_MODES:
-            raise OptionError(f"reserve: expected one of {RESERVE_MODES}, got {show(self.reserve)}")
-        if self.bypass not in BYPASS:
-            raise OptionError(f"bypass: expected one of {BYPASS}, got {show(self.bypass)}")
-        if not isinstance(self.log_steps, bool) and self.log_steps != "attention":
+        require_choice("reserve", self.reserve, RESERVE_MODES)
+        require_choice("bypass", self.bypass, BYPASS)
+        is_named = isinstance(self.log_steps, str) and self.log_steps == "attention"
+        if not isinstance(self.log_steps, bool) and not is_named:
             raise OptionError(f"log_steps: expected True, False or 'attention', "
                               f"got {show(self.log_steps)}")
         if self.reserve == "full" and self.pruning is not None and self.pruning.pruner.merges:
@@ -123,11 +122,12 @@ class Progress:
     `num_visual` tokens (`num_spared` of them never were: the picture was made smaller), `kept` of
     them in the base set (merged ones counted), `resident` with keys and values in every layer;
     tokens leave before `stages`, so layers from `first_layer` on are pruned, and read `base_lens`
-    tokens each while nothing is brought back.
+    tokens each while nothing is brought back. `request_idx` keys the draws of the policy.
     """
 
     params: SelectionParams = field(default_factory=SelectionParams)
     asked: SelectionParams | None = None  # where pruning and policy were bypassed
+    request_idx: int = 0
     reason: str | None = None
     num_visual: int = 0
     num_spared: int = 0
@@ -177,6 +177,9 @@ class Progress:
             if len(self.stages) > 1 and shift.swap == "merge":
                 raise OptionError(f"swap: expected another than 'merge' with {pruning.name}, whose "
                                   "stages show different tokens, so that none can stand for them")
+        if self.params.returns is not None and self.params.returns.first_layer > num_layers:
+            raise OptionError(f"first_layer: expected at most num_layers = {num_layers}, "
+                              f"got {self.params.returns.first_layer}")
         if self.params.pulse is not None:
             self.anchor_layer = self.params.pulse.settled_anchor(num_layers, last_stage)
 
@@ -199,8 +202,8 @@ class Progress:
         self.num_visual = int(is_original.sum()) + self.num_spared
         self.kept = int(cache.shift.base_len[seq_idx])
         self.first_layer = cache.first_layer[seq_idx]
-        groups = cache.layer_to_group[seq_idx, self.first_layer:].long()
-        self.base_lens = cache.visible_len[seq_idx, groups].tolist()
+        groups = cache.groups[seq_idx, self.first_layer:].long()
+        self.base_lens = cache.list_lens[seq_idx, groups].tolist()
         num_reserve = int(cache.shift.reserve_len[seq_idx])
         missing = num_reserve
         if self.params.brings_back:

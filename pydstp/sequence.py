@@ -12,7 +12,7 @@ from pydstp.chat import EncodedPrompt, split_thinking
 from pydstp.config import SamplingParams
 from pydstp.generation import CancelToken, Generation, ImageInfo, Timings, TokenLogprob
 from pydstp.image import ProcessedImage
-from pydstp.sampling import sample, token_logprob
+from pydstp.sampling import not_finite, sample, token_logprob
 from pydstp.selection import Progress
 from pydstp.tokenizer import StreamDecoder
 
@@ -100,20 +100,43 @@ class Sequence:
     last_token_at: float = 0.0
 
     def is_visual(self) -> torch.Tensor:
-        """[num_prompt_tokens] bool: True where a token stands for a part of a picture."""
-        mask = torch.zeros(len(self.prompt.input_ids), dtype=torch.bool)
+        """[num_prompt_tokens] bool on the host: True where a token is a part of a picture."""
+        mask = torch.zeros(len(self.prompt.input_ids), dtype=torch.bool, device="cpu")
         for start, length in self.prompt.image_spans:
             mask[start:start + length] = True
         return mask
 
-    def choose(self, logits: np.ndarray) -> str:
-        """Write the next token, chosen from logits [vocab_size] float32; returns certain text."""
+    @property
+    def last_token(self) -> tuple[int, int]:
+        """The token that the next decode step takes, and its position; before any of the answer is
+        written, the last of the prompt, which is text."""
+        if self.new_ids:
+            return self.new_ids[-1], self.next_position
+        return self.prompt.input_ids[-1], self.next_position - 1
+
+    @property
+    def takes_best(self) -> bool:
+        """Whether the next token is that of the largest logit and nothing else is asked."""
+        params = self.sampling
+        return (params.temperature == 0.0 and params.repetition_penalty == 1.0
+                and params.presence_penalty == 0.0 and params.logprobs is None
+                and len(self.new_ids) >= params.min_new_tokens)
+
+    def choose(self, found: np.ndarray) -> str:
+        """Write the next token; returns certain text.
+
+        found: logits [vocab_size] float32, or a number: the token that was chosen from them, -1
+            where they are not finite.
+        """
         params = self.sampling
         blocked = list(self.eos_ids) if len(self.new_ids) < params.min_new_tokens else []
-        token_id = sample(logits, params, prompt_ids=self.prompt.input_ids, new_ids=self.new_ids,
-                          blocked_ids=blocked, draw_key=self.draw_key)
+        token_id = int(found) if found.ndim == 0 else sample(
+            found, params, prompt_ids=self.prompt.input_ids, new_ids=self.new_ids,
+            blocked_ids=blocked, draw_key=self.draw_key)
+        if token_id < 0:
+            raise not_finite("NaN or infinity")
         if params.logprobs is not None:
-            self.logprobs.append(token_logprob(logits, token_id, params.logprobs))
+            self.logprobs.append(token_logprob(found, token_id, params.logprobs))
         self.new_ids.append(token_id)
         self._note_time()
         piece = self.answer.push(token_id)

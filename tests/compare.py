@@ -42,8 +42,8 @@ def assert_matches(actual: Tensor, reference: Tensor, plain: Tensor | None = Non
         allowed = FP32_TOLERANCE * largest
     else:  # one rounding to bf16 is always allowed
         allowed = max(2.0 * float(_error(plain, reference).max()), 2.0**-9 * largest)
-    message = f"allowed {allowed:.3g}; " + _describe(actual, reference, error)
-    assert float(error.max()) <= allowed, message
+    assert float(error.max()) <= allowed, (
+        f"allowed {allowed:.3g}; {_describe(actual, reference, error)}")
 
 
 def _error(actual: Tensor, reference: Tensor) -> Tensor:

@@ -132,6 +132,23 @@ def prefill_attention(
     return out
 
 
+def attention_sums(
+    q: Tensor, k: Tensor, *, scale: float, visible_len: Tensor | None = None,
+    per_row: bool = False, without_last: bool = False,
+) -> Tensor:
+    """[num_kv_heads, num_keys] fp32, or per_row [num_kv_heads, num_queries, num_keys]: head by head
+    and row by row, in fp64."""
+    num_kv_heads, group = k.shape[1], q.shape[1] // k.shape[1]
+    sums = torch.zeros(num_kv_heads, len(q), len(k), dtype=torch.float64)
+    for row in range(len(q)):
+        seen = len(k) if visible_len is None else int(visible_len[row])
+        counted = max(seen - 1, 0) if without_last else seen
+        for head in range(q.shape[1]):
+            scores = scale * (k[:seen, head // group].double() @ q[row, head].double())
+            sums[head // group, row, :counted] += scores.softmax(0)[:counted] / group
+    return (sums if per_row else sums.sum(dim=1)).float()
+
+
 def attention_probs(
     q: Tensor, visual: Tensor, text: Tensor, *, seq_idx: Tensor, visible_indices: Tensor,
     visible_len: Tensor, layer_to_group: Tensor, layer_idx: int, text_len: Tensor, scale: float,

@@ -54,11 +54,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 def entries_of(sketch: ops.KeySketch, seq: int) -> tuple[Tensor, Tensor]:
     """Packed codes [n, num_kv_heads, bytes] and scales [n, num_kv_heads] in the order of entries:
     blocks of 16 of them are stored with the words of one head side by side."""
-    blocks, num_kv_heads, words = sketch.codes.shape[1:4]
-    codes = [sketch.codes[seq, i // 16, :, :, i % 16].reshape(num_kv_heads, 4 * words)
-             for i in range(16 * blocks)]
-    scales = [sketch.scales[seq, i // 16, :, i % 16] for i in range(16 * blocks)]
-    return torch.stack(codes), torch.stack(scales)
+    codes = sketch.codes[seq].permute(0, 3, 1, 2, 4)  # [blocks, 16, num_kv_heads, words, 4]
+    return codes.flatten(3).flatten(0, 1), sketch.scales[seq].transpose(1, 2).flatten(0, 1)
 
 
 def unpack(packed: Tensor, bits: int, head_dim: int) -> Tensor:

@@ -1,6 +1,7 @@
 // Ops on activations: addresses in, params out.
 #include "bindings/bind_op.h"
 #include "kernels/argmax.h"
+#include "kernels/attention_sums.h"
 #include "kernels/linear.h"
 #include "kernels/prefill_attention.h"
 #include "kernels/qk_norm_rope.h"
@@ -73,6 +74,31 @@ PrefillAttentionParams make_prefill_attention(Address q, Address k, Address v, A
           DType(dtype)};
 }
 
+AttentionSumsParams make_attention_sums(Address q, Address k, Address visible_len,
+                                        Address workspace, Address out, int64_t num_queries,
+                                        int64_t num_keys, int64_t num_heads, int64_t num_kv_heads,
+                                        int64_t head_dim, int64_t num_parts, int64_t q_stride,
+                                        int64_t k_stride, float scale, int dtype, bool per_row,
+                                        bool without_last) {
+  return {pointer(q),
+          pointer(k),
+          pointer<int32_t>(visible_len),
+          pointer<float>(workspace),
+          pointer<float>(out),
+          num_queries,
+          num_keys,
+          num_heads,
+          num_kv_heads,
+          head_dim,
+          num_parts,
+          q_stride,
+          k_stride,
+          scale,
+          DType(dtype),
+          per_row,
+          without_last};
+}
+
 }  // namespace
 
 void bind_dense_ops(py::module_& m) {
@@ -83,6 +109,8 @@ void bind_dense_ops(py::module_& m) {
   PYDSTP_BIND(m, argmax, &make_argmax);
   bind_cpu_op(m, "prefill_attention", &make_prefill_attention, &prefill_attention_cpu);
   m.def("prefill_workspace_size", &prefill_workspace_size);
+  bind_cpu_op(m, "attention_sums", &make_attention_sums, &attention_sums_cpu);
+  m.def("attention_sums_workspace_size", &attention_sums_workspace_size);
 }
 
 }  // namespace pydstp

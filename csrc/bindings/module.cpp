@@ -53,4 +53,6 @@ PYBIND11_MODULE(_C, m) {
   pydstp::bind_shift_ops(m);
   pydstp::bind_return_ops(m);
   pydstp::bind_quantised_ops(m);
+  pydstp::bind_sampling_ops(m);
+  pydstp::bind_expert_ops(m);
 }

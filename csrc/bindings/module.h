@@ -19,5 +19,7 @@ void bind_cache_ops(py::module_& m);
 void bind_shift_ops(py::module_& m);
 void bind_return_ops(py::module_& m);
 void bind_quantised_ops(py::module_& m);
+void bind_sampling_ops(py::module_& m);
+void bind_expert_ops(py::module_& m);
 
 }  // namespace pydstp

@@ -1,8 +1,7 @@
 // Attention over one chunk of cache rows, and the merge of chunks.
 #pragma once
 
-#include "cpu/dot.h"
-#include "kernels/decode_attention.h"
+#include "cpu/attention_values.h"
 
 namespace pydstp {
 namespace PYDSTP_TIER {
@@ -26,6 +25,14 @@ struct ChunkView {
   float counts[kAttentionChunk];
   int64_t num_logits;
   int64_t logits_stride;  // between heads
+
+  Columns<T> keys() const { return columns_at(0, head_dim); }
+  Columns<T> values() const { return columns_at(v_offset, v_dim); }
+
+  Columns<T> columns_at(int64_t offset, int64_t size) const {
+    const int64_t begin = offset + kv_begin * head_dim;
+    return {rows, size ? num_rows : 0, begin, begin + num_kv * size};
+  }
 };
 
 // Query heads of the first KV head of a chunk, and where their results go. The next KV head's are
@@ -41,35 +48,26 @@ struct QueryHeads {
 template <int G>
 using Scores = float[kKvHeadsTogether][G][kAttentionChunk];
 
-template <typename T>
-static inline void prefetch(const T* p, int64_t n) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(p + i);
-}
-
-// scores[kv][g][i] = scale * q[kv][g] . k[i][kv]. Rows are the outer loop: memory is read in runs
-// of whole rows, and V of these rows and K of the next are asked for while K is read.
+// scores[kv][g][i] = scale * q[kv][g] . k[i][kv]; what is left from num_rows on counts for nothing.
+// Rows are the outer loop: memory is read in runs of whole rows, and as much is asked for.
 template <typename T, int G>
-static inline void score_rows(const ChunkView<T>& c, const QueryHeads<T>& heads,
+static inline void score_rows(const ChunkView<T>& c, const QueryHeads<T>& heads, Ahead<T>& ahead,
                               Scores<G>& scores) {
-  constexpr int R = kAccumulators / G > 4 ? 4 : kAccumulators / G;
+  constexpr int R = kAccumulators / G > 8 ? 8 : kAccumulators / G;
+  static_assert(kAttentionChunk % R == 0, "sums of a repeated row stay within the chunk");
   for (int i = 0; i < c.num_rows; i += R) {
     for (int64_t kv = 0; kv < c.num_kv; ++kv) {
       const T *queries[G], *keys[R];
       for (int g = 0; g < G; ++g) queries[g] = heads.q + (kv * heads.group + g) * c.head_dim;
       for (int r = 0; r < R; ++r) {  // the last row is repeated instead of reading on
         keys[r] = c.rows[min_of(i + r, c.num_rows - 1)] + (c.kv_begin + kv) * c.head_dim;
-        prefetch(keys[r] + c.v_offset, c.v_dim);
-        if (i + R + r < c.num_rows) {
-          prefetch(c.rows[i + R + r] + (c.kv_begin + kv) * c.head_dim, c.head_dim);
-        }
       }
+      const int64_t read = R * c.head_dim * static_cast<int64_t>(sizeof(T));
+      for (int64_t asked = 0; asked < read; asked += kAskedBytes) ahead.ask();
       float dots[G][R];
       dot_rows<T, G, R>(queries, keys, c.head_dim, dots);
       for (int g = 0; g < G; ++g)
-        for (int r = 0; r < R && i + r < c.num_rows; ++r) {
-          scores[kv][g][i + r] = c.scale * dots[g][r];
-        }
+        for (int r = 0; r < R; ++r) scores[kv][g][i + r] = c.scale * dots[g][r];
     }
   }
 }
@@ -102,43 +100,10 @@ static void exponentiate(float (&scores)[kAttentionChunk], int n, float* maximum
   *sum = sum_lanes(sums);
 }
 
-// out[g] = sum over rows of p[g, i] * v[i] with p [G, kAttentionChunk], in W vectors of columns;
-// v_offset is that of the first column in a row. The last vector of a row may be partial (W is 1
-// then).
-template <typename T, int G, int W, bool kIsWhole = true>
-static inline void weigh_columns(const ChunkView<T>& c, const float* p, int64_t v_offset, int64_t n,
-                                 float* out) {
-  F32 sums[G][W];
-  PYDSTP_UNROLL for (int j = 0; j < G * W; ++j) sums[j / W][j % W] = F32{};
-  const int64_t count = kIsWhole ? kLanes : n;
-  for (int i = 0; i < c.num_rows; ++i) {
-    PYDSTP_UNROLL for (int w = 0; w < W; ++w) {
-      const F32 v = load_first(c.rows[i] + v_offset + w * kLanes, count);
-      PYDSTP_UNROLL for (int g = 0; g < G; ++g) {
-        sums[g][w] = multiply_add(splat(p[g * kAttentionChunk + i]), v, sums[g][w]);
-      }
-    }
-  }
-  for (int g = 0; g < G; ++g)
-    for (int w = 0; w < W; ++w)
-      store_first(out + g * (c.head_dim + 2) + w * kLanes, sums[g][w], count);
-}
-
 template <typename T, int G>
-static inline void weigh_rows(const ChunkView<T>& c, const float* p, int64_t kv, float* out) {
-  constexpr int W = G > 2 ? (G > 4 ? 1 : 2) : 4;
-  const int64_t n = c.head_dim, offset = c.v_offset + (c.kv_begin + kv) * n;
-  int64_t i = 0;
-  for (; i + W * kLanes <= n; i += W * kLanes) {
-    weigh_columns<T, G, W>(c, p, offset + i, n - i, out + i);
-  }
-  for (; i < n; i += kLanes) weigh_columns<T, G, 1, false>(c, p, offset + i, n - i, out + i);
-}
-
-template <typename T, int G>
-static void attend_together(const ChunkView<T>& c, const QueryHeads<T>& heads) {
+static void attend_together(const ChunkView<T>& c, const QueryHeads<T>& heads, Ahead<T>& ahead) {
   Scores<G> scores;
-  score_rows<T, G>(c, heads, scores);
+  score_rows<T, G>(c, heads, ahead, scores);
   for (int64_t kv = 0; kv < c.num_kv; ++kv) {
     float* partial = heads.partial + kv * heads.group * (c.head_dim + 2);
     for (int g = 0; heads.logits && g < G; ++g) {
@@ -148,16 +113,23 @@ static void attend_together(const ChunkView<T>& c, const QueryHeads<T>& heads) {
       float* tail = partial + g * (c.head_dim + 2) + c.head_dim;
       exponentiate(scores[kv][g], c.num_rows, tail, tail + 1);
     }
-    if (c.v_dim) weigh_rows<T, G>(c, scores[kv][0], kv, partial);
+    if (c.v_dim) {
+      const int64_t offset = c.v_offset + (c.kv_begin + kv) * c.head_dim;
+      weigh_rows<G>(
+          ValueRows<T>{c.rows, c.num_rows, offset, c.head_dim, partial, c.head_dim + 2, &ahead},
+          scores[kv][0]);
+    }
   }
 }
 
-// The chunk's part for all query heads, in the largest blocks that have a kernel.
+// The chunk's part for all query heads, in the largest blocks that have a kernel. Its keys have
+// been asked for; `next` is asked for meanwhile.
 template <typename T>
-static void attend_heads(const ChunkView<T>& c, QueryHeads<T> heads) {
+static void attend_heads(const ChunkView<T>& c, QueryHeads<T> heads, const Columns<T>& next) {
+  Ahead<T> ahead(c.values(), next);
   int64_t left = heads.group;
   const auto attend = [&](auto attend_block, int64_t count) {
-    attend_block(c, heads);
+    attend_block(c, heads, ahead);
     heads.q += count * c.head_dim;
     heads.partial += count * (c.head_dim + 2);
     if (heads.logits) heads.logits += count * c.logits_stride;
@@ -167,6 +139,24 @@ static void attend_heads(const ChunkView<T>& c, QueryHeads<T> heads) {
   if (left >= 4) attend(attend_together<T, 4>, 4);
   if (left >= 2) attend(attend_together<T, 2>, 2);
   if (left >= 1) attend(attend_together<T, 1>, 1);
+  ahead.ask_for_all();
+}
+
+// out[i ...] = inverse * the sum over chunks of weight * part, for columns of W vectors; the last
+// vector of a row may be partial (W is 1 then).
+template <int W, bool kIsWhole = true, typename T>
+static inline void merge_columns(const float* partials, int64_t num_chunks, int64_t stride,
+                                 int64_t head_dim, int64_t i, F32 inverse, T* out) {
+  const int64_t count = kIsWhole ? kLanes : head_dim - i;
+  F32 totals[W] = {};
+  for (int64_t c = 0; c < num_chunks; ++c) {
+    const float* part = partials + c * stride;
+    const F32 weight = splat(part[head_dim]);
+    PYDSTP_UNROLL for (int w = 0; w < W; ++w) {
+      totals[w] = multiply_add(weight, load_first(part + i + w * kLanes, count), totals[w]);
+    }
+  }
+  for (int w = 0; w < W; ++w) store_first(out + i + w * kLanes, totals[w] * inverse, count);
 }
 
 // out = one head's softmax over all its chunks; zeros when there is nothing to attend to.
@@ -183,13 +173,12 @@ static void merge_chunks(float* partials, int64_t num_chunks, int64_t stride, in
     sum += weight * weights[c * stride + 1];
   }
   const F32 inverse = splat(sum == 0.0f ? 0.0f : 1.0f / sum);
-  for (int64_t i = 0; i < head_dim; i += kLanes) {
-    F32 total = {};
-    for (int64_t c = 0; c < num_chunks; ++c) {
-      const F32 part = load_first(partials + c * stride + i, head_dim - i);
-      total = multiply_add(splat(weights[c * stride]), part, total);
-    }
-    store_first(out + i, total * inverse, head_dim - i);
+  int64_t i = 0;
+  for (; i + 8 * kLanes <= head_dim; i += 8 * kLanes) {
+    merge_columns<8>(partials, num_chunks, stride, head_dim, i, inverse, out);
+  }
+  for (; i < head_dim; i += kLanes) {
+    merge_columns<1, false>(partials, num_chunks, stride, head_dim, i, inverse, out);
   }
 }
 

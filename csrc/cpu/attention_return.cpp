@@ -215,7 +215,8 @@ void attend_returned(const DecodeAttentionParams& a, const RowView& view, int64_
     const int64_t left = clamp_to(a.returned.len[place] - begin, 0, kAttentionChunk);
     for (int64_t i = 0; i < left; ++i) c.rows[i] = base + slots[begin + i] * row_size;
     c.num_rows = static_cast<int>(left);
-    attend_heads(c, {q, partial_of(a, row, first + chunk, kv * group), nullptr, group});
+    Ahead<T>(c.keys(), {}).ask_for_all();
+    attend_heads(c, {q, partial_of(a, row, first + chunk, kv * group), nullptr, group}, {});
   }
 }
 

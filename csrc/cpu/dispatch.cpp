@@ -28,7 +28,8 @@ struct Tier {
           tier::decode_attention, copy_into_arena, copy_from_arena, average_rows, detect_shifts, \
           select_slots, tier::attention_return, tier::sketch_scale, tier::sketch_keys,           \
           tier::prefill_attention, tier::quantise_rows, tier::dequantise_rows,                   \
-          tier::quantised_linear, find_largest                                                   \
+          tier::quantised_linear, find_largest, draw_tokens, tier::attention_sums,               \
+          multiply_by_experts, multiply_by_quantised_experts                                     \
     }                                                                                            \
   }
 
@@ -48,23 +49,31 @@ void without_pool(const Params& p, ThreadPool&) {
   kTwin(p);
 }
 
-// prefill_attention has no twin: on a GPU it is the library's. Quantised matrices are the CPU's
-// alone.
+// prefill_attention and attention_sums have no twin: on a GPU they are the library's.
 Tier simt_twins() {
-  return {
-      "simt",
-      {without_pool<LinearParams, linear_simt>, without_pool<RmsNormParams, rms_norm_simt>,
-       without_pool<SiluAndMulParams, silu_and_mul_simt>,
-       without_pool<QkNormRopeParams, qk_norm_rope_simt>,
-       without_pool<DecodeAttentionParams, decode_attention_simt>,
-       without_pool<StoreKvParams, store_kv_simt>, without_pool<GatherKvParams, gather_kv_simt>,
-       without_pool<MeanKvParams, mean_kv_simt>, without_pool<ShiftDetectParams, shift_detect_simt>,
-       without_pool<ShiftSelectParams, shift_select_simt>,
-       without_pool<AttentionReturnParams, attention_return_simt>,
-       without_pool<SketchScaleParams, sketch_scale_simt>,
-       without_pool<SketchKeysParams, sketch_keys_simt>, portable::prefill_attention,
-       portable::quantise_rows, portable::dequantise_rows, portable::quantised_linear,
-       without_pool<ArgmaxParams, argmax_simt>}};
+  return {"simt",
+          {without_pool<LinearParams, linear_simt>,
+           without_pool<RmsNormParams, rms_norm_simt>,
+           without_pool<SiluAndMulParams, silu_and_mul_simt>,
+           without_pool<QkNormRopeParams, qk_norm_rope_simt>,
+           without_pool<DecodeAttentionParams, decode_attention_simt>,
+           without_pool<StoreKvParams, store_kv_simt>,
+           without_pool<GatherKvParams, gather_kv_simt>,
+           without_pool<MeanKvParams, mean_kv_simt>,
+           without_pool<ShiftDetectParams, shift_detect_simt>,
+           without_pool<ShiftSelectParams, shift_select_simt>,
+           without_pool<AttentionReturnParams, attention_return_simt>,
+           without_pool<SketchScaleParams, sketch_scale_simt>,
+           without_pool<SketchKeysParams, sketch_keys_simt>,
+           portable::prefill_attention,
+           without_pool<QuantiseRowsParams, quantise_rows_simt>,
+           without_pool<DequantiseRowsParams, dequantise_rows_simt>,
+           without_pool<QuantisedLinearParams, quantised_linear_simt>,
+           without_pool<ArgmaxParams, argmax_simt>,
+           without_pool<SampleTokensParams, sample_tokens_simt>,
+           portable::attention_sums,
+           without_pool<ExpertLinearParams, expert_linear_simt>,
+           without_pool<QuantisedExpertLinearParams, quantised_expert_linear_simt>}};
 }
 #endif
 
@@ -173,6 +182,22 @@ void dequantise_rows_cpu(const DequantiseRowsParams& p, ThreadPool& pool) {
 }
 
 void argmax_cpu(const ArgmaxParams& p, ThreadPool& pool) { kernels().argmax(p, pool); }
+
+void sample_tokens_cpu(const SampleTokensParams& p, ThreadPool& pool) {
+  kernels().sample_tokens(p, pool);
+}
+
+void attention_sums_cpu(const AttentionSumsParams& p, ThreadPool& pool) {
+  kernels().attention_sums(p, pool);
+}
+
+void expert_linear_cpu(const ExpertLinearParams& p, ThreadPool& pool) {
+  kernels().expert_linear(p, pool);
+}
+
+void quantised_expert_linear_cpu(const QuantisedExpertLinearParams& p, ThreadPool& pool) {
+  kernels().quantised_expert_linear(p, pool);
+}
 
 void quantised_linear_cpu(const QuantisedLinearParams& p, ThreadPool& pool) {
   kernels().quantised_linear(p, pool);

@@ -90,16 +90,24 @@ static inline void add_tail(const T* const (&a)[M], const T* const (&b)[R], int6
   add_block(tail_a, tail_b, 0, sums);
 }
 
-// out[m][r] = a[m] . b[r] over `size` elements.
+// out[m][r] = a[m] . b[r] over `size` elements. M and R are powers of two.
 template <typename T, int M, int R>
 static inline void dot_rows(const T* const (&a)[M], const T* const (&b)[R], int64_t size,
                             float (&out)[M][R]) {
+  constexpr int N = M * R < kLanes ? M * R : kLanes;  // sums that are folded together
   F32 sums[M][R];
   PYDSTP_UNROLL for (int i = 0; i < M * R; ++i) sums[i / R][i % R] = F32{};
   int64_t i = 0;
   for (; i + DotBlock<T>::kSize <= size; i += DotBlock<T>::kSize) add_block(a, b, i, sums);
   if (i < size) add_tail(a, b, i, size, sums);
-  PYDSTP_UNROLL for (int j = 0; j < M * R; ++j) out[j / R][j % R] = sum_lanes(sums[j / R][j % R]);
+  PYDSTP_UNROLL for (int first = 0; first < M * R; first += N) {
+    F32 together[N];
+    PYDSTP_UNROLL for (int j = 0; j < N; ++j) together[j] = sums[(first + j) / R][(first + j) % R];
+    const F32 totals = sum_lanes_of(together);
+    PYDSTP_UNROLL for (int j = 0; j < N; ++j) {
+      out[(first + j) / R][(first + j) % R] = totals[j * (kLanes / N)];
+    }
+  }
 }
 
 }  // namespace PYDSTP_TIER

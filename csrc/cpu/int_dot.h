@@ -66,5 +66,26 @@ PYDSTP_INLINE I32 add_products(I32 sums, U32 codes, const int8_t* q) {
   return add_products<kBits>(sums, codes, weights);
 }
 
+// Sums of (codes[i] - 128) q[i] start here; offset: -128 times the sum of all q.
+PYDSTP_INLINE I32 first_sum([[maybe_unused]] int32_t offset) {
+#if defined(PYDSTP_TIER_AVX2)
+  return I32{};
+#else
+  return I32{} + offset;
+#endif
+}
+
+// Adds them. Codes lie in [1, 255], q in [-127, 127].
+PYDSTP_INLINE I32 add_centred_products(I32 sums, U32 codes, U32 q) {
+#if defined(PYDSTP_TIER_AVX2)  // pairs of products of 7-bit magnitudes fit 16 bits
+  const __m256i weights = (__m256i)(codes ^ 0x80808080u);
+  const __m256i signed_q = _mm256_sign_epi8((__m256i)q, weights);
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), signed_q);
+  return sums + (I32)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+  return add_products<8>(sums, codes, q);
+#endif
+}
+
 }  // namespace PYDSTP_TIER
 }  // namespace pydstp

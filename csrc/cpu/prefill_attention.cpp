@@ -10,29 +10,6 @@ namespace {
 
 constexpr float kInfinity = __builtin_inff();
 
-// Weights are powers: of e to full precision where they stay fp32, and of 2 to a tenth of what
-// rounding to bf16 costs where they become bf16.
-template <typename T>
-constexpr float kLogOfBase = Word<T>::kElements > 1 ? 1.44269504f : 1.0f;  // of e in the base
-
-// 2^x for x <= 0 with a relative error of 1e-4; exact for integers, 0 below -126.5, NaN stays NaN.
-inline F32 exp2_coarse(F32 x) {
-  const F32 bounded = larger(splat(-127.0f), x);
-  constexpr float kRound = 12582912.0f;  // as in exp_of: its low bits are the integer
-  const F32 shifted = bounded + kRound;
-  const F32 r = bounded - (shifted - kRound);
-  F32 y = splat(5.500860512e-2f);
-  y = multiply_add(y, r, splat(2.422110140e-1f));
-  y = multiply_add(y, r, splat(6.932829618e-1f));
-  y = multiply_add(y, r, splat(1.0f));
-  return y * (F32)(((U32)shifted + 127u) << 23);
-}
-
-template <typename T>
-inline F32 power_of(F32 x) {
-  return Word<T>::kElements > 1 ? exp2_coarse(x) : exp_of(x);
-}
-
 // Packs the queries and clears the sums, up to a whole number of kPanelRows.
 template <typename T>
 void begin_rows(const Work<T>& w) {
@@ -43,26 +20,29 @@ void begin_rows(const Work<T>& w) {
     const T* q = static_cast<const T*>(p.q) + token * p.q_stride + head * p.head_dim;
     const RowsView<T> query = {q, row < w.num_rows ? 1 : 0, 0, p.head_dim};
     for (int64_t i = 0; i < w.width; i += kLanes) {
-      store(w.q + row * w.width + i, i < w.depth ? query.words(0, i) : F32{});
+      const F32 words = i < w.depth ? query.words(0, i) : F32{};
+      store(w.q + row * w.width + i, p.scale < 0.0f ? Word<T>::negate(words) : words);
       store(w.sums + row * w.width + i, F32{});
     }
     w.maxima[row] = -kInfinity, w.totals[row] = 0.0f;
   }
 }
 
-// scores = scale * q k^T of kPanelRows rows with the first num_keys (at least) of num_packed keys.
+// scores = q k^T of kPanelRows rows with the first num_keys (at least) of num_packed keys.
 template <typename T>
 void score_keys(const Work<T>& w, int64_t first_row, int64_t num_keys, int64_t num_packed) {
-  const F32 scale = splat(w.p.scale * kLogOfBase<T>);
   for_each_panel(ceil_div(num_packed, kLanes), [&](int64_t first, auto width) {
     if (first * kLanes >= num_keys) return;
     constexpr int W = decltype(width)::kVectors;
     F32 sums[kPanelRows][W];
-    PYDSTP_UNROLL for (int i = 0; i < kPanelRows * W; ++i) sums[i / W][i % W] = F32{};
+    PYDSTP_UNROLL for (int r = 0; r < kPanelRows; ++r) {
+      PYDSTP_UNROLL for (int v = 0; v < W; ++v) sums[r][v] = F32{};
+    }
     multiply_panel<T, W>(w.q + first_row * w.width, w.width, w.k + first * kLanes * w.depth,
                          w.depth, sums);
-    PYDSTP_UNROLL for (int i = 0; i < kPanelRows * W; ++i) {
-      store(w.scores + i / W * kPrefillKeys + (first + i % W) * kLanes, sums[i / W][i % W] * scale);
+    PYDSTP_UNROLL for (int r = 0; r < kPanelRows; ++r) {
+      float* scores = w.scores + r * kPrefillKeys + first * kLanes;
+      PYDSTP_UNROLL for (int v = 0; v < W; ++v) store(scores + v * kLanes, sums[r][v]);
     }
   });
 }
@@ -80,16 +60,17 @@ float weigh_scores(const Work<T>& w, int64_t row, int64_t visible, int64_t count
   for (int64_t i = 0; i < end; i += kLanes) peaks = larger(load(scores + i), peaks);
   const float before = w.maxima[row], after = max_of_two(max_lanes(peaks), before);
   const float origin = after == -kInfinity ? 0.0f : after;  // no score is above -inf yet
+  const float scale = w.scale;
+  const auto weigh = [&](const float* s) { return Word<T>::power((load(s) - origin) * scale); };
   F32 total = {};
   for (int64_t i = 0; i < end; i += kStep) {
-    const F32 x = power_of<T>(load(scores + i) - origin);
-    const F32 words =
-        kElements > 1 ? Word<T>::round(x, power_of<T>(load(scores + i + kLanes) - origin)) : x;
+    const F32 x = weigh(scores + i);
+    const F32 words = kElements > 1 ? Word<T>::round(x, weigh(scores + i + kLanes)) : x;
     store(weights + i / kElements, words);
     total = Word<T>::add(total, words, Word<T>::ones());
   }
   for (int64_t i = end; i < count; i += kStep) store(weights + i / kElements, F32{});
-  const float decay = power_of<T>(splat(before - origin))[0];
+  const float decay = Word<T>::power(splat((before - origin) * scale))[0];
   w.maxima[row] = after;
   w.totals[row] = w.totals[row] * decay + sum_lanes(total);
   return decay;
@@ -104,13 +85,14 @@ void add_values(const Work<T>& w, int64_t first_row, const float* decays, int64_
     constexpr int W = decltype(width)::kVectors;
     float* out = w.sums + first_row * w.width + first * kLanes;
     F32 sums[kPanelRows][W];
-    PYDSTP_UNROLL for (int i = 0; i < kPanelRows * W; ++i) {
-      sums[i / W][i % W] = load(out + i / W * w.width + i % W * kLanes) * decays[i / W];
+    PYDSTP_UNROLL for (int r = 0; r < kPanelRows; ++r) {
+      const float* row = out + r * w.width;
+      PYDSTP_UNROLL for (int v = 0; v < W; ++v) sums[r][v] = load(row + v * kLanes) * decays[r];
     }
     multiply_panel<T, W>(w.weights, kPrefillKeys, w.v + first * kLanes * depth,
                          ceil_div(num_keys, Word<T>::kElements), sums);
-    PYDSTP_UNROLL for (int i = 0; i < kPanelRows * W; ++i) {
-      store(out + i / W * w.width + i % W * kLanes, sums[i / W][i % W]);
+    PYDSTP_UNROLL for (int r = 0; r < kPanelRows; ++r) {
+      PYDSTP_UNROLL for (int v = 0; v < W; ++v) store(out + r * w.width + v * kLanes, sums[r][v]);
     }
   });
 }
@@ -174,6 +156,20 @@ void end_rows(const Work<T>& w) {
   }
 }
 
+// Asks for keys and values of a later block: rows lie too far apart to be foreseen.
+template <typename T>
+void prefetch_keys(const Work<T>& w, int64_t first_key, int64_t count) {
+  const int64_t end = min_of(first_key + count, w.tile.num_keys);
+  for (int64_t key = first_key; key < end; ++key) {
+    const T* k = w.rows_of(w.p.k, w.p.k_stride, key, 1).first;
+    const T* v = w.rows_of(w.p.v, w.p.v_stride, key, 1).first;
+    for (int64_t i = 0; i < w.p.head_dim; i += 64 / static_cast<int64_t>(sizeof(T))) {
+      __builtin_prefetch(k + i, 0, 2);
+      __builtin_prefetch(v + i, 0, 2);
+    }
+  }
+}
+
 template <typename T>
 void attend_tile(const Work<T>& w) {
   begin_rows(w);
@@ -181,12 +177,14 @@ void attend_tile(const Work<T>& w) {
   for (int64_t row = 0; row < w.num_rows; row += w.group) {
     end = max_of(end, w.visible(row, 0, w.tile.num_keys));
   }
+  const int64_t ahead = ceil_div(kPrefillKeys * kPanelRows, w.num_rows);
   for (int64_t key = 0; key < end; key += kPrefillKeys) {
     const int64_t count = min_of(kPrefillKeys, end - key);
     pack_transposed(w.rows_of(w.p.k, w.p.k_stride, key, count), w.k);
     const bool has_specials = pack_rows(w.rows_of(w.p.v, w.p.v_stride, key, count), w.v);
     for (int64_t row = 0; row < w.num_rows; row += kPanelRows) {
       attend_rows(w, row, key, count, has_specials);
+      prefetch_keys(w, key + kPrefillKeys + row / kPanelRows * ahead, ahead);
     }
   }
   end_rows(w);
@@ -195,7 +193,7 @@ void attend_tile(const Work<T>& w) {
 // Tiles differ in work: a thread that is free takes the next one.
 template <typename T>
 void attend(const PrefillAttentionParams& p, ThreadPool& pool) {
-  const Tiles tiles(p);
+  const Tiles tiles(p, pool.num_threads());
   const int64_t room = prefill_workspace_size(p.num_heads / p.num_kv_heads, p.head_dim);
   int64_t next = 0;
   const auto work = [&p, &tiles, &next, room](int64_t begin, int64_t end) {

@@ -12,12 +12,15 @@ struct Tile {
   int64_t kv_head, first_token, num_tokens, first_key, num_keys;
 };
 
-// The tiles of all segments and KV heads. Late rows of a segment come first: where they see more
-// than early ones, the threads end together.
+// The tiles of all segments and KV heads, smaller ones where there would be too few to share. Late
+// rows of a segment come first: where they see more than early ones, the threads end together.
 class Tiles {
  public:
-  explicit Tiles(const PrefillAttentionParams& p)
-      : p_(p), rows_(max_of(1, kPrefillRows / (p.num_heads / p.num_kv_heads))) {
+  explicit Tiles(const PrefillAttentionParams& p, int64_t num_threads = 1) : p_(p) {
+    constexpr int64_t kTilesPerThread = 8, kFewRows = 128;
+    const int64_t share = p.num_queries * p.num_heads / (kTilesPerThread * num_threads);
+    const int64_t rows = clamp_to(share, kFewRows, kPrefillRows);
+    rows_ = max_of(1, rows / (p.num_heads / p.num_kv_heads));
     for (int64_t i = 0; i < p.num_segments; ++i) count_ += tiles_of(i) * p.num_kv_heads;
   }
 
@@ -49,8 +52,9 @@ struct Work {
   const PrefillAttentionParams& p;
   Tile tile;
   int64_t group, num_rows, depth, width;
-  float *q, *sums;          // [num_rows, width]: words of the queries; weighted sums of values
-  float *k, *v;             // panels of one block of keys
+  float scale;      // of scores that become powers; not negative, the sign is with the queries
+  float *q, *sums;  // [num_rows, width]: words of the queries; weighted sums of values
+  float *k, *v;     // panels of one block of keys
   float *scores, *weights;  // [kPanelRows, kPrefillKeys]; weights are words
   float* saved;             // [kPanelRows, width]
   float *maxima, *totals;   // [num_rows]: of the scores so far, of the weights so far
@@ -84,6 +88,7 @@ static inline Work<T> make_work(const PrefillAttentionParams& p, const Tile& til
           num_rows,
           ceil_div(p.head_dim, Word<T>::kElements),
           width,
+          max_of_two(__builtin_fabsf(p.scale) * Word<T>::kPower, 1e-30f),
           take(rows * width),
           take(rows * width),
           take(kPrefillKeys * width),

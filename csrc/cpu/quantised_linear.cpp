@@ -1,17 +1,16 @@
 #include "common/thread_pool.h"
-#include "cpu/int_dot.h"
+#include "cpu/quantised_panel.h"
 #include "cpu/tier.h"
-#include "kernels/quantised.h"
 
 namespace pydstp {
 namespace PYDSTP_TIER {
 namespace {
 
-constexpr int kParts = kTileRows / kLanes;  // vectors that hold one number of each row of a tile
 constexpr int64_t kSteps = kGroupColumns / kStepColumns;
 constexpr int64_t kGroupBytes = kTileRows * kGroupColumns;
 constexpr int64_t kBytesPerPart = 65536;  // less is not worth waking a thread
 constexpr int64_t kGroupsPerPart = 256;
+constexpr int64_t kFewTokens = 8;       // up to so many, what counts is how fast the codes are read
 constexpr int64_t kAheadBytes = 32768;  // of codes that are on their way to the second level
 
 // Up to kGroupColumns numbers of a token -> kGroupColumns codes; returns the scale.
@@ -46,9 +45,10 @@ template <typename T>
 void quantise_tokens(const QuantisedLinearParams& p, ThreadPool& pool) {
   const int64_t groups = p.weight.num_groups(), in_features = p.weight.in_features;
   const auto quantise = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t column = i % groups * kGroupColumns;
-      const T* x = static_cast<const T*>(p.x) + i / groups * in_features + column;
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t token = k / groups, column = k % groups * kGroupColumns;
+      const int64_t i = token_group(p, token, k % groups);
+      const T* x = static_cast<const T*>(p.x) + token * in_features + column;
       p.x_scales[i] = quantise_group(x, min_of(kGroupColumns, in_features - column),
                                      p.x_codes + i * kGroupColumns, p.x_offsets + i);
     }
@@ -69,7 +69,7 @@ PYDSTP_INLINE void add_group(const uint8_t* codes, F32 scales, const TokenGroup 
                              F32 (&sums)[M][kParts], int part) {
   constexpr int kChains = 8 / M;  // as many sums as hide the latency of a product
   I32 products[M][kChains] = {};
-  PYDSTP_UNROLL for (int m = 0; m < M; ++m) products[m][0] = I32{} + tokens[m].offset;
+  PYDSTP_UNROLL for (int m = 0; m < M; ++m) products[m][0] = first_sum(tokens[m].offset);
   for (int64_t k = 0; k < kSteps; k += kChains) {
     PYDSTP_UNROLL for (int c = 0; c < kChains; ++c) {
       const uint8_t* place = codes + (k + c) * kTileRows * kStepColumns;
@@ -78,7 +78,7 @@ PYDSTP_INLINE void add_group(const uint8_t* codes, F32 scales, const TokenGroup 
       PYDSTP_UNROLL for (int m = 0; m < M; ++m) {
         uint32_t columns;
         memcpy(&columns, tokens[m].codes + (k + c) * kStepColumns, sizeof(columns));
-        products[m][c] = add_products<8>(products[m][c], block, U32{} + columns);
+        products[m][c] = add_centred_products(products[m][c], block, U32{} + columns);
       }
     }
   }
@@ -97,7 +97,7 @@ void multiply_tile(const QuantisedLinearParams& p, int64_t token, int64_t tile) 
   for (int64_t g = 0; g < groups; ++g) {
     TokenGroup tokens[M];
     for (int m = 0; m < M; ++m) {
-      const int64_t i = (token + m) * groups + g;
+      const int64_t i = token_group(p, token + m, g);
       tokens[m] = {p.x_codes + i * kGroupColumns, p.x_scales[i], p.x_offsets[i]};
     }
     const int64_t place = tile * groups + g;
@@ -117,11 +117,11 @@ void multiply_tile(const QuantisedLinearParams& p, int64_t token, int64_t tile) 
   }
 }
 
-// All tokens against a tile, in the largest blocks that have a kernel.
+// At most kFewTokens against a tile, in the largest blocks that have a kernel.
 template <typename T>
 void multiply_tokens(const QuantisedLinearParams& p, int64_t tile) {
   int64_t token = 0;
-  for (; token + 8 <= p.num_tokens; token += 8) multiply_tile<T, 8>(p, token, tile);
+  if (p.num_tokens == 8) return multiply_tile<T, 8>(p, 0, tile);
   if (p.num_tokens - token >= 4) multiply_tile<T, 4>(p, token, tile), token += 4;
   if (p.num_tokens - token >= 2) multiply_tile<T, 2>(p, token, tile), token += 2;
   if (p.num_tokens - token >= 1) multiply_tile<T, 1>(p, token, tile);
@@ -130,6 +130,7 @@ void multiply_tokens(const QuantisedLinearParams& p, int64_t tile) {
 template <typename T>
 void multiply(const QuantisedLinearParams& p, ThreadPool& pool) {
   quantise_tokens<T>(p, pool);
+  if (p.num_tokens > kFewTokens) return multiply_panels<T>(p, pool);
   const int64_t grain = ceil_div(kBytesPerPart, max_of(1, p.weight.num_groups() * kGroupBytes));
   pool.parallel_for(0, p.weight.num_tiles(), grain, [&p](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) multiply_tokens<T>(p, tile);

@@ -100,7 +100,9 @@ template <typename T, int G>
 static void score_keys(const SketchChunk& chunk, const ChunkView<T>& c,
                        const QueryHeads<T>& heads) {
   Scores<G> scores;
-  score_rows<T, G>(c, heads, scores);
+  Ahead<T> ahead(c.keys(), {});
+  ahead.ask_for_all();
+  score_rows<T, G>(c, heads, ahead, scores);
   for (int64_t kv = 0; kv < c.num_kv; ++kv)
     for (int g = 0; g < G; ++g) {
       float* logits = heads.logits + (kv * heads.group + g) * kAttentionChunk;

@@ -3,7 +3,9 @@
 
 #include "kernels/argmax.h"
 #include "kernels/attention_return.h"
+#include "kernels/attention_sums.h"
 #include "kernels/decode_attention.h"
+#include "kernels/expert_linear.h"
 #include "kernels/gather_kv.h"
 #include "kernels/key_sketch.h"
 #include "kernels/linear.h"
@@ -12,6 +14,7 @@
 #include "kernels/qk_norm_rope.h"
 #include "kernels/quantised.h"
 #include "kernels/rms_norm.h"
+#include "kernels/sample_tokens.h"
 #include "kernels/shift.h"
 #include "kernels/silu_and_mul.h"
 #include "kernels/store_kv.h"
@@ -37,6 +40,10 @@ struct KernelTable {
   void (*dequantise_rows)(const DequantiseRowsParams&, ThreadPool&);
   void (*quantised_linear)(const QuantisedLinearParams&, ThreadPool&);
   void (*argmax)(const ArgmaxParams&, ThreadPool&);
+  void (*sample_tokens)(const SampleTokensParams&, ThreadPool&);
+  void (*attention_sums)(const AttentionSumsParams&, ThreadPool&);
+  void (*expert_linear)(const ExpertLinearParams&, ThreadPool&);
+  void (*quantised_expert_linear)(const QuantisedExpertLinearParams&, ThreadPool&);
 };
 
 #define PYDSTP_DECLARE_TIER(tier)                                          \
@@ -53,6 +60,7 @@ struct KernelTable {
   void quantise_rows(const QuantiseRowsParams& p, ThreadPool& pool);       \
   void dequantise_rows(const DequantiseRowsParams& p, ThreadPool& pool);   \
   void quantised_linear(const QuantisedLinearParams& p, ThreadPool& pool); \
+  void attention_sums(const AttentionSumsParams& p, ThreadPool& pool);     \
   }
 
 PYDSTP_DECLARE_TIER(portable)
@@ -69,5 +77,8 @@ void average_rows(const MeanKvParams& p, ThreadPool& pool);
 void detect_shifts(const ShiftDetectParams& p, ThreadPool& pool);
 void select_slots(const ShiftSelectParams& p, ThreadPool& pool);
 void find_largest(const ArgmaxParams& p, ThreadPool& pool);
+void draw_tokens(const SampleTokensParams& p, ThreadPool& pool);
+void multiply_by_experts(const ExpertLinearParams& p, ThreadPool& pool);
+void multiply_by_quantised_experts(const QuantisedExpertLinearParams& p, ThreadPool& pool);
 
 }  // namespace pydstp

@@ -127,6 +127,32 @@ static inline float sum_lanes(F32 x) {
     return sum_lanes<kHalf / 2>(x);
 }
 
+// Lanes of a and b folded once: those with bit kHalf clear hold sums of a, the others of b.
+template <int kHalf, int... I>
+static inline F32 fold_two(F32 a, F32 b, std::integer_sequence<int, I...>) {
+  const F32 near = __builtin_shufflevector(a, b, (I & kHalf ? I + kLanes : I)...);
+  const F32 far =
+      __builtin_shufflevector(a, b, (I & kHalf ? I + kLanes : I + 2 * kHalf) - kHalf...);
+  return near + far;
+}
+
+// What sum_lanes gives for each of N vectors, bit for bit: that of x[j] in lane j * kLanes / N.
+template <int N, int kHalf = kLanes / 2>
+static inline F32 sum_lanes_of(const F32 (&x)[N]) {
+  if constexpr (kHalf == 0) {
+    return x[0];
+  } else if constexpr (N == 1) {
+    const F32 folded[1] = {x[0] + rotate_lanes<kHalf>(x[0], Lanes())};
+    return sum_lanes_of<1, kHalf / 2>(folded);
+  } else {
+    F32 folded[N / 2];
+    PYDSTP_UNROLL for (int j = 0; j < N / 2; ++j) {
+      folded[j] = fold_two<kHalf>(x[j], x[j + N / 2], Lanes());
+    }
+    return sum_lanes_of<N / 2, kHalf / 2>(folded);
+  }
+}
+
 template <int kHalf = kLanes / 2>
 static inline float max_lanes(F32 x) {
   x = larger(x, rotate_lanes<kHalf>(x, Lanes()));

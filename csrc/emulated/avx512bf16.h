@@ -17,6 +17,26 @@ typedef uint32_t __m512bh __attribute__((vector_size(64)));  // lane i: elements
   return c;
 }
 
+// To the nearest integer, ties to even; the instructions here and below take other modes than 0
+// too.
+static inline __m512 _mm512_maskz_roundscale_ps(uint16_t, __m512 x, int) {
+  for (int i = 0; i < 16; ++i) x[i] = __builtin_nearbyintf(x[i]);
+  return x;
+}
+
+// x less the nearest integer; 0 for infinities.
+static inline __m512 _mm512_maskz_reduce_ps(uint16_t, __m512 x, int) {
+  for (int i = 0; i < 16; ++i)
+    x[i] = __builtin_isinf(x[i]) ? 0.0f : x[i] - __builtin_nearbyintf(x[i]);
+  return x;
+}
+
+// a * 2^floor(b)
+static inline __m512 _mm512_maskz_scalef_ps(uint16_t, __m512 a, __m512 b) {
+  for (int i = 0; i < 16; ++i) a[i] *= __builtin_exp2f(__builtin_floorf(b[i]));
+  return a;
+}
+
 // The instruction treats denormal inputs and results as zero of the same sign.
 static inline float flush_denormal(float x) {
   return __builtin_fabsf(x) < 1.17549435e-38f ? __builtin_copysignf(0.0f, x) : x;
@@ -55,6 +75,23 @@ static inline __m512bh _mm512_cvtne2ps_pbh(__m512 a, __m512 b) {
   memcpy(&result, elements, sizeof(result));
   return result;
 }
+
+// Elements 0-3 (high: 4-7) of every eight of a and of b, in turns.
+static inline __m512i interleave_16(__m512i a, __m512i b, int first) {
+  uint16_t of_a[32], of_b[32], elements[32];
+  memcpy(of_a, &a, sizeof(of_a));
+  memcpy(of_b, &b, sizeof(of_b));
+  for (int i = 0; i < 32; ++i) {
+    const int source = i / 8 * 8 + first + i % 8 / 2;
+    elements[i] = i % 2 ? of_b[source] : of_a[source];
+  }
+  __m512i result;
+  memcpy(&result, elements, sizeof(result));
+  return result;
+}
+
+static inline __m512i _mm512_unpacklo_epi16(__m512i a, __m512i b) { return interleave_16(a, b, 0); }
+static inline __m512i _mm512_unpackhi_epi16(__m512i a, __m512i b) { return interleave_16(a, b, 4); }
 
 // Per lane: sum + four products of unsigned bytes of a with signed bytes of b.
 static inline __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {

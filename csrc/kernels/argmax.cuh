@@ -5,35 +5,11 @@
 
 #include "common/math.h"
 #include "kernels/argmax.h"
-#include "kernels/block_sum.cuh"
+#include "kernels/block_best.cuh"
 
 namespace pydstp {
 
 constexpr int kArgmaxThreads = 256;
-
-// What a thread, and then a block, has found so far.
-struct ArgmaxBest {
-  float value = -INFINITY;
-  float place = -INFINITY;  // minus the index, exact below 2^24: the lowest index is the largest
-  bool has_nan = false;
-};
-
-PYDSTP_DEVICE void consider(ArgmaxBest& best, float value, int64_t index) {
-  const float place = -static_cast<float>(index);
-  if (value != value) best.has_nan = true;
-  if (!(value > best.value || (value == best.value && place > best.place))) return;
-  best.value = value;
-  best.place = place;
-}
-
-// What the threads of a block have found together. scratch: [num_warps].
-PYDSTP_DEVICE ArgmaxBest best_of_block(const ArgmaxBest& own, float* scratch) {
-  ArgmaxBest best;
-  best.value = block_max(own.value, scratch);
-  best.place = block_max(own.value == best.value ? own.place : -INFINITY, scratch);
-  best.has_nan = block_max(own.has_nan ? 1.0f : 0.0f, scratch) > 0.0f;
-  return best;
-}
 
 template <typename T>
 PYDSTP_KERNEL argmax_part_kernel(ArgmaxParams p) {
@@ -41,27 +17,22 @@ PYDSTP_KERNEL argmax_part_kernel(ArgmaxParams p) {
   const int64_t part = block_x(), row = block_y(), first = part * kArgmaxPart;
   const T* x = static_cast<const T*>(p.x) + row * p.size;
   const int64_t end = min_of(first + kArgmaxPart, p.size);
-  ArgmaxBest own;
+  BlockBest own;
   for (int64_t i = first + thread_idx(); i < end; i += num_threads()) {
     consider(own, to_float(x[i]), i);
   }
-  const ArgmaxBest best = best_of_block(own, scratch);
+  const BlockBest best = best_of_block(own, scratch);
   if (thread_idx() != 0) return;
   const int64_t entry = row * ceil_div(p.size, kArgmaxPart) + part;
-  p.values[entry] = best.has_nan ? NAN : best.value;
-  p.indices[entry] = best.has_nan ? -1 : static_cast<int32_t>(-best.place);
+  leave_best(best, p.values + entry, p.indices + entry);
 }
 
 PYDSTP_KERNEL argmax_merge_kernel(ArgmaxParams p) {
   PYDSTP_SHARED(float, scratch);  // [num_warps]
   const int64_t row = block_x(), num_parts = ceil_div(p.size, kArgmaxPart);
-  ArgmaxBest own;
-  for (int64_t i = thread_idx(); i < num_parts; i += num_threads()) {
-    consider(own, p.values[row * num_parts + i], p.indices[row * num_parts + i]);
-  }
-  const ArgmaxBest best = best_of_block(own, scratch);
-  const bool is_finite = !best.has_nan && best.value > -INFINITY && best.value < INFINITY;
-  if (thread_idx() == 0) p.out[row] = is_finite ? static_cast<int32_t>(-best.place) : -1;
+  const BlockBest best =
+      best_of_parts(p.values + row * num_parts, p.indices + row * num_parts, num_parts, scratch);
+  if (thread_idx() == 0) p.out[row] = finite_index(best);
 }
 
 template <typename T>

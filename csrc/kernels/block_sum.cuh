@@ -17,6 +17,28 @@ PYDSTP_DEVICE float block_sum(float x, float* scratch) {
   return total;
 }
 
+// As above, of whole numbers.
+PYDSTP_DEVICE uint64_t block_sum(uint64_t x, uint64_t* scratch) {
+  const uint64_t of_warp = warp_sum(x);
+  if (lane_idx() == 0) scratch[warp_idx()] = of_warp;
+  sync_threads();
+  uint64_t total = 0;
+  for (int i = 0; i < num_warps(); ++i) total += scratch[i];
+  sync_threads();
+  return total;
+}
+
+// values[i] becomes the sum of values[0] to values[i]; values: [num_threads()] in shared memory.
+PYDSTP_DEVICE void block_prefix(uint64_t* values) {
+  const int thread = thread_idx();
+  for (int step = 1; step < num_threads(); step *= 2) {
+    const uint64_t before = thread >= step ? values[thread - step] : 0;
+    sync_threads();
+    values[thread] += before;
+    sync_threads();
+  }
+}
+
 // As block_sum, the largest.
 PYDSTP_DEVICE float block_max(float x, float* scratch) {
   const float of_warp = warp_max(x);

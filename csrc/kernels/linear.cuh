@@ -60,12 +60,12 @@ PYDSTP_DEVICE void add_products(const T* x, int64_t stride, const T* const (&row
   }
 }
 
+// A warp's rows with M tokens from `token` on.
 template <typename T, int M>
-PYDSTP_KERNEL linear_kernel(LinearParams p) {
+PYDSTP_DEVICE void multiply_rows(const LinearParams& p, int64_t token) {
   constexpr int kRows = kLinearRows<M>;
   const int64_t first = (block_x() * num_warps() + warp_idx()) * kRows;
   if (first >= p.out_features) return;  // the whole warp
-  const int64_t token = block_y() * M;
   const T* x = static_cast<const T*>(p.x) + token * p.in_features;
   const T* rows[kRows];
   PYDSTP_UNROLL for (int r = 0; r < kRows; ++r) rows[r] = weight_row<T>(p, first + r);
@@ -84,9 +84,15 @@ PYDSTP_KERNEL linear_kernel(LinearParams p) {
   }
 }
 
+template <typename T, int M>
+PYDSTP_KERNEL linear_kernel(LinearParams p) {
+  multiply_rows<T, M>(p, block_y() * M);
+}
+
+// A warp's row with one token, wherever they start.
 template <typename T>
-PYDSTP_KERNEL linear_any_kernel(LinearParams p) {
-  const int64_t row = block_x() * num_warps() + warp_idx(), token = block_y();
+PYDSTP_DEVICE void multiply_any_row(const LinearParams& p, int64_t token) {
+  const int64_t row = block_x() * num_warps() + warp_idx();
   if (row >= p.out_features) return;  // the whole warp
   const T* x = static_cast<const T*>(p.x) + token * p.in_features;
   const T* weights = weight_row<T>(p, row);
@@ -99,6 +105,11 @@ PYDSTP_KERNEL linear_any_kernel(LinearParams p) {
   }
   sum = warp_sum(sum);
   if (lane_idx() == 0) store_output<T>(p, token, row, sum);
+}
+
+template <typename T>
+PYDSTP_KERNEL linear_any_kernel(LinearParams p) {
+  multiply_any_row<T>(p, block_y());
 }
 
 // The first blocks * M tokens of p, which then begins behind them.
@@ -120,12 +131,16 @@ int launch_any_tokens(const LinearParams& p, void* stream) {
   return PYDSTP_LAUNCH(linear_any_kernel<T>, grid, kLinearThreads, 0, stream, p);
 }
 
+// Whether all rows start at multiples of 16 bytes.
+template <typename T>
+bool is_aligned(const LinearParams& p) {
+  const auto places = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.weight);
+  return places % 16 == 0 && p.in_features % kLinearVector<T> == 0;
+}
+
 template <typename T>
 int launch_linear_of(LinearParams p, void* stream) {
-  const auto places = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.weight);
-  if (places % 16 != 0 || p.in_features % kLinearVector<T> != 0) {
-    return launch_any_tokens<T>(p, stream);
-  }
+  if (!is_aligned<T>(p)) return launch_any_tokens<T>(p, stream);
   int status = launch_tokens<T, 8>(p, stream);
   if (status == 0) status = launch_tokens<T, 4>(p, stream);
   if (status == 0) status = launch_tokens<T, 2>(p, stream);

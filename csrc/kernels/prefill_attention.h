@@ -9,9 +9,10 @@ namespace pydstp {
 class ThreadPool;
 
 // Keys are taken in blocks of this many, counted from the first key of a segment: that fixes every
-// result bit for bit. Query rows of a KV head share a packed block, about this many rows at a time.
+// result bit for bit. Query rows of a KV head share a packed block, up to about this many rows at a
+// time.
 constexpr int64_t kPrefillKeys = 512;
-constexpr int64_t kPrefillRows = 256;
+constexpr int64_t kPrefillRows = 1024;
 
 struct PrefillAttentionParams {
   const void* q;               // [num_queries, num_heads, head_dim]; a row is contiguous

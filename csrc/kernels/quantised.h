@@ -23,8 +23,8 @@ struct QuantisedMatrix {
   BFloat16* scales;  // [num_tiles, num_groups, kTileRows]
   int64_t out_features, in_features;
 
-  int64_t num_groups() const { return ceil_div(in_features, kGroupColumns); }
-  int64_t num_tiles() const { return ceil_div(out_features, kTileRows); }
+  PYDSTP_HOST_DEVICE int64_t num_groups() const { return ceil_div(in_features, kGroupColumns); }
+  PYDSTP_HOST_DEVICE int64_t num_tiles() const { return ceil_div(out_features, kTileRows); }
 };
 
 // Sets rows [first_row, first_row + num_rows). A scale is max|x| / 127 of its group rounded to
@@ -44,9 +44,10 @@ struct DequantiseRowsParams {
   DType dtype;  // of out
 };
 
-// out = x @ weight^T for few tokens, the codes read once for every eight of them. x is quantised
-// too, per token and group: scale max|x| / 127 in fp32, x * (127 / max|x|) rounded to nearest even.
-// The products of a group are summed exactly, as integers; group by group, in order,
+// out = x @ weight^T, for the few tokens of a step, where the codes are read once at the speed of
+// memory, and for the many of a prompt, in blocks. x is quantised too, per token and group: scale
+// max|x| / 127 in fp32, x * (127 / max|x|) rounded to nearest even. The products of a group are
+// summed exactly, as integers; group by group, in order,
 //   sum += float(products) * (scale of the weights * scale of x)
 // with every operation rounded to fp32. So each output has the same bits in every tier, whatever
 // num_tokens, the other tokens and the number of threads. A token with a number that is not finite
@@ -55,9 +56,9 @@ struct QuantisedLinearParams {
   const void* x;  // [num_tokens, in_features], contiguous
   QuantisedMatrix weight;
   void* out;           // [num_tokens, out_features], contiguous; must not overlap the inputs
-  int8_t* x_codes;     // [num_tokens, num_groups, kGroupColumns], workspace
-  float* x_scales;     // [num_tokens, num_groups], workspace
-  int32_t* x_offsets;  // [num_tokens, num_groups], workspace: -128 * the sum of the codes
+  int8_t* x_codes;     // workspace: the groups of all tokens, in an order of the backend's own
+  float* x_scales;     // likewise: a scale for each
+  int32_t* x_offsets;  // likewise: -128 * the sum of its codes
   int64_t num_tokens;
   DType dtype;  // of x and out
 };
@@ -65,5 +66,13 @@ struct QuantisedLinearParams {
 void quantise_rows_cpu(const QuantiseRowsParams& p, ThreadPool& pool);
 void dequantise_rows_cpu(const DequantiseRowsParams& p, ThreadPool& pool);
 void quantised_linear_cpu(const QuantisedLinearParams& p, ThreadPool& pool);
+
+void quantise_rows_simt(const QuantiseRowsParams& p);
+void dequantise_rows_simt(const DequantiseRowsParams& p);
+void quantised_linear_simt(const QuantisedLinearParams& p);
+
+int quantise_rows_cuda(const QuantiseRowsParams& p, void* stream);
+int dequantise_rows_cuda(const DequantiseRowsParams& p, void* stream);
+int quantised_linear_cuda(const QuantisedLinearParams& p, void* stream);
 
 }  // namespace pydstp

@@ -1,6 +1,8 @@
 #include "simt/fiber.h"
 
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 #include "simt/asan.h"
 
@@ -34,9 +36,26 @@ pydstp_switch_stack:
 
 namespace pydstp {
 namespace simt {
+namespace {
+
+// Stacks outlive their fibers: a launch has hundreds, and fresh memory costs a page fault each.
+thread_local std::vector<std::unique_ptr<char[]>> spare_stacks;
+
+std::unique_ptr<char[]> take_stack(size_t num_bytes) {
+  if (spare_stacks.empty()) return std::unique_ptr<char[]>(new char[num_bytes]);
+  std::unique_ptr<char[]> stack = std::move(spare_stacks.back());
+  spare_stacks.pop_back();
+  return stack;
+}
+
+}  // namespace
+
+Fiber::~Fiber() {
+  if (stack_) spare_stacks.push_back(std::move(stack_));
+}
 
 void Fiber::start(void (*entry)()) {
-  if (!stack_) stack_.reset(new char[kStackBytes]);
+  if (!stack_) stack_ = take_stack(kStackBytes);
   sanitizer_stack_ = stack_.get();
   sanitizer_bytes_ = kStackBytes;
   allow_memory(stack_.get(), kStackBytes);  // what the last use forbade

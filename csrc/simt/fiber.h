@@ -15,6 +15,7 @@ namespace simt {
 class Fiber {
  public:
   Fiber() = default;  // stands for the thread that is already running
+  ~Fiber();
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 

@@ -8,11 +8,14 @@
 //   thread_idx(), num_threads()             within the block, which is one-dimensional
 //   lane_idx(), warp_idx(), num_warps()     num_threads is a multiple of kWarpSize
 //   sync_threads()                          every thread of the block, at the same line
-//   warp_sum(x), warp_max(x)                every lane of the warp; all lanes get the result
+//   warp_sum(x), warp_max(x)                every lane of the warp; all lanes get the result. x is
+//                                           a float; for warp_sum also a uint64_t
 //   atomic_or(address, bits)
+//   atomic_add(address, number)             uint64_t, in shared memory too; gives what was there
+//   dot_4(a, b, sum)                        sum + the products of the four int8 in a and b
 //   load_16(address), stream_16(address)    the 16 bytes at a multiple of 16; the second for what
-//   is
-//                                           read once and need not be kept near
+//                                           is read once and need not be kept near
+//   stream_4(address)                       as stream_16, 4 bytes
 //   PYDSTP_UNROLL, PYDSTP_UNROLL_BY(n)      in front of a loop
 #pragma once
 

@@ -37,6 +37,13 @@ PYDSTP_DEVICE float warp_sum(float x) {
   return x;
 }
 
+PYDSTP_DEVICE uint64_t warp_sum(uint64_t x) {
+  for (int step = kWarpSize / 2; step > 0; step /= 2) {
+    x += __shfl_xor_sync(0xffffffffu, static_cast<unsigned long long>(x), step);
+  }
+  return x;
+}
+
 PYDSTP_DEVICE float warp_max(float x) {
   for (int step = kWarpSize / 2; step > 0; step /= 2) {
     x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
@@ -45,6 +52,18 @@ PYDSTP_DEVICE float warp_max(float x) {
 }
 
 PYDSTP_DEVICE void atomic_or(int32_t* address, int32_t bits) { atomicOr(address, bits); }
+
+PYDSTP_DEVICE uint64_t atomic_add(uint64_t* address, uint64_t number) {
+  return atomicAdd(reinterpret_cast<unsigned long long*>(address), number);
+}
+
+PYDSTP_DEVICE int32_t dot_4(uint32_t a, uint32_t b, int32_t sum) {
+  return __dp4a(static_cast<int>(a), static_cast<int>(b), sum);
+}
+
+PYDSTP_DEVICE uint32_t stream_4(const void* address) {
+  return __ldcs(static_cast<const uint32_t*>(address));
+}
 
 PYDSTP_DEVICE Bytes16 as_bytes(uint4 v) { return {{v.x, v.y, v.z, v.w}}; }
 

@@ -30,8 +30,19 @@ struct Thread {
   State state = State::kReady;
   int line = 0;  // where it waits
   WarpOp op = WarpOp::kSum;
-  float value = 0;
+  uint64_t bits = 0;  // of what it brings to a warp operation, and then of the result
 };
+
+uint64_t combined(uint64_t a, uint64_t b, WarpOp op) {
+  if (op == WarpOp::kWholeSum) return a + b;
+  float x, y;
+  memcpy(&x, &a, sizeof(x));
+  memcpy(&y, &b, sizeof(y));
+  const float result = op == WarpOp::kSum ? x + y : std::fmax(x, y);
+  uint64_t bits = 0;
+  memcpy(&bits, &result, sizeof(result));
+  return bits;
+}
 
 // Runs the blocks of one launch.
 class Scheduler {
@@ -152,11 +163,10 @@ bool Scheduler::finish_warp_ops() {
     };
     if (!std::all_of(warp, warp + kWarpSize, is_with_lane_0)) continue;
     for (int step = kWarpSize / 2; step > 0; step /= 2) {
-      float old[kWarpSize];
-      for (int i = 0; i < kWarpSize; ++i) old[i] = warp[i].value;
+      uint64_t old[kWarpSize];
+      for (int i = 0; i < kWarpSize; ++i) old[i] = warp[i].bits;
       for (int i = 0; i < kWarpSize; ++i) {
-        const float a = old[i], b = old[i ^ step];
-        warp[i].value = warp->op == WarpOp::kSum ? a + b : std::fmax(a, b);
+        warp[i].bits = combined(old[i], old[i ^ step], warp->op);
       }
     }
     for (int i = 0; i < kWarpSize; ++i) warp[i].state = State::kReady;
@@ -200,12 +210,20 @@ void wait_at_barrier(int line) { active->wait(active->running(), State::kAtBarri
 
 void complain(const char* what) { active->complain(what); }
 
-float combine_warp(float x, WarpOp op, int line) {
+uint64_t combine_warp(uint64_t x, WarpOp op, int line) {
   Thread& thread = active->running();
-  thread.value = x;
+  thread.bits = x;
   thread.op = op;
   active->wait(thread, State::kInWarpOp, line);
-  return thread.value;
+  return thread.bits;
+}
+
+float combine_warp(float x, WarpOp op, int line) {
+  uint64_t bits = 0;
+  memcpy(&bits, &x, sizeof(x));
+  bits = combine_warp(bits, op, line);
+  memcpy(&x, &bits, sizeof(x));
+  return x;
 }
 
 void set_seed(uint64_t new_seed) { seed = new_seed; }

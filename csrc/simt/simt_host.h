@@ -4,7 +4,7 @@
 //   - all threads of a block reach the same barriers (a thread that left, or waits at another line)
 //   - all lanes of a warp reach the same warp operation
 //   - nothing is written past the shared memory that was asked for
-//   - 16 bytes are read from multiples of 16 only
+//   - 16 bytes are read from multiples of 16 only, 4 from multiples of 4
 //
 // Shared memory starts as NaN in every block. With a seed, blocks and threads run in shuffled
 // order: that, and the NaN, make a missing barrier show as a wrong result.
@@ -36,12 +36,13 @@ struct ThreadView {
   void* shared = nullptr;
 };
 
-enum class WarpOp { kSum, kMax };
+enum class WarpOp { kSum, kMax, kWholeSum };
 
 const ThreadView* current();
 void wait_at_barrier(int line);
 void complain(const char* what);  // thrown when the block is over
 float combine_warp(float x, WarpOp op, int line);
+uint64_t combine_warp(uint64_t x, WarpOp op, int line);
 
 // Order in which blocks and threads run: 0 is ascending, anything else shuffles.
 void set_seed(uint64_t seed);
@@ -82,6 +83,10 @@ PYDSTP_DEVICE float warp_sum(float x, int line = __builtin_LINE()) {
   return simt::combine_warp(x, simt::WarpOp::kSum, line);
 }
 
+PYDSTP_DEVICE uint64_t warp_sum(uint64_t x, int line = __builtin_LINE()) {
+  return simt::combine_warp(x, simt::WarpOp::kWholeSum, line);
+}
+
 PYDSTP_DEVICE float warp_max(float x, int line = __builtin_LINE()) {
   return simt::combine_warp(x, simt::WarpOp::kMax, line);
 }
@@ -94,6 +99,25 @@ PYDSTP_DEVICE Bytes16 load_16(const void* address) {
 }
 
 PYDSTP_DEVICE Bytes16 stream_16(const void* address) { return load_16(address); }
+
+PYDSTP_DEVICE uint32_t stream_4(const void* address) {
+  if (reinterpret_cast<uintptr_t>(address) % 4) simt::complain("misaligned read of 4 bytes");
+  uint32_t bytes;
+  memcpy(&bytes, address, sizeof(bytes));
+  return bytes;
+}
+
+PYDSTP_DEVICE int32_t dot_4(uint32_t a, uint32_t b, int32_t sum) {
+  int8_t left[4], right[4];
+  memcpy(left, &a, sizeof(left));
+  memcpy(right, &b, sizeof(right));
+  for (int i = 0; i < 4; ++i) sum += left[i] * right[i];
+  return sum;
+}
+
+PYDSTP_DEVICE uint64_t atomic_add(uint64_t* address, uint64_t number) {
+  return __atomic_fetch_add(address, number, __ATOMIC_RELAXED);
+}
 
 PYDSTP_DEVICE void atomic_or(int32_t* address, int32_t bits) {
   __atomic_fetch_or(address, bits, __ATOMIC_RELAXED);

@@ -93,7 +93,10 @@ class AdapterOptions:
                                   "pruning_options, got none")
             return None
         if isinstance(ratio, str):
-            ratio, = parse_ratios(ratio)[:1]
+            ratios = parse_ratios(ratio)
+            if len(ratios) != 1:
+                raise OptionError(f"retention_ratio: expected one ratio, got {show(ratio)}")
+            ratio, = ratios
         return PruningConfig(self.pruning, ratio, self.num_kept, **own)
 
     def policy(self) -> Shift | None:

@@ -30,7 +30,8 @@ class RandomAnchor:
 
     def watch_anchor(self, monitor: ops.Monitor) -> None:
         """Some distribution over the base set."""
-        monitor.probs[self._seq_idx, self._base] = torch.randn(len(self._base)).softmax(0)
+        values = torch.randn(len(self._base), device=self._base.device).softmax(0)
+        monitor.probs[self._seq_idx, self._base] = values
 
 
 class FilledCache:
@@ -54,7 +55,7 @@ class FilledCache:
                        progress=Progress(selection))
         seq.progress.expect(geometry.num_layers, geometry.num_heads)
         seq.seq_idx = s = cache.acquire()
-        is_visual = torch.zeros(num_visual + PROMPT_TEXT_TOKENS, dtype=torch.bool)
+        is_visual = torch.zeros(num_visual + PROMPT_TEXT_TOKENS, dtype=torch.bool, device="cpu")
         is_visual[PROMPT_TEXT_TOKENS // 2:][:num_visual] = True
         cache.append(s, is_visual)
         if selection.pruning is not None:
@@ -75,7 +76,7 @@ class FilledCache:
         return self._runner._weight_bytes
 
     def decode(self, sequences: list[Sequence]) -> np.ndarray:
-        """One decode step of a batch, and the next tokens; returns the logits."""
+        """One decode step of a batch, and the next tokens; returns what `Runner.decode` does."""
         logits = self._runner.decode(sequences)
         for seq in sequences:
             seq.new_ids.append(FIRST_ID + len(seq.new_ids))

@@ -63,7 +63,7 @@ class Own(Peer):
                 "decode_ms": found.ms_per_token, "prompt_tokens": found.prompt_tokens,
                 "visual_tokens": found.visual_tokens, "kept": shift.kept,
                 "num_tiles": sum(picture.num_tiles for picture in found.images),
-                "selection_ms": shift.selection_ms,
+                "selection_ms": shift.selection_ms, "visual_rows": shift.visual_rows,
                 "visible_share": shift.mean_visible_all_layers, "token_ids": found.token_ids}
 
     def decode(self, batch: int, retention: int, num_visual: int, steps: int) -> dict[str, Any]:

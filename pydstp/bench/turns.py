@@ -3,7 +3,7 @@
 An answer is a dictionary: preprocess_ms, vision_ms, prefill_ms, first_token_ms (from the call to
 the first token, everything included), decode_ms (mean of the steps after it), prompt_tokens and
 token_ids (None where the engine does not say); those of pydstp also say how many visual tokens the
-picture became and how many of them were kept.
+picture became, how many of them were kept, and how many went through each decoder layer.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def row(case: Case, found: dict[Case, list[dict[str, Any]]], memory: dict[str, i
     result = {"engine": case.engine, "retention": case.retention,
               "prompt_tokens": own[0]["prompt_tokens"], **memory,
               **{key: spread([answer[key] for answer in own]) for key in PHASES}}
-    for key in ("visual_tokens", "kept", "selection_ms", "visible_share", "num_tiles"):
+    for key in ("visual_tokens", "kept", "selection_ms", "visible_share", "visual_rows",
+                "num_tiles"):
         if key in own[0]:
             result[key] = own[0][key]
     if first is not None and own[0]["token_ids"] and case.retention == 100:
@@ -130,18 +131,13 @@ def peer_ratios(found: dict[Case, list[dict[str, Any]]]) -> list[dict[str, Any]]
 
 def predict(row: dict[str, Any], settings: BenchSettings, model: CostModel,
             probe: Probe) -> dict[str, float]:
-    """Milliseconds by the cost model, for a row of pydstp."""
-    rates, prompt = probe.rates(), row["prompt_tokens"]
-    text = prompt - row["visual_tokens"]
-    pruning = settings.pruning(row["retention"])
-    before = 0 if pruning is None else pruning.pruner.act_before  # layers that see every token
-    kept = text + row["kept"]
-    layers = model.config.text.num_layers
-    prefill = (model.prefill(prompt, num_layers=before)
-               + model.prefill(kept, num_layers=layers - before))
+    """Milliseconds by the cost model, for a row of pydstp, which says what each layer saw."""
+    rates, text = probe.rates(), row["prompt_tokens"] - row["visual_tokens"]
+    prefill = sum(rates.ms(model.prefill(text + count, num_layers=1))
+                  for count in row["visual_rows"])
     tokens = text + row["visible_share"] * row["visual_tokens"] + settings.new_tokens / 2
     return {"vision_ms": rates.ms(model.vision(row["visual_tokens"], row["num_tiles"])),
-            "prefill_ms": rates.ms(prefill), "decode_ms": rates.ms(model.decode_step(tokens))}
+            "prefill_ms": prefill, "decode_ms": rates.ms(model.decode_step(tokens))}
 
 
 def sweep(settings: BenchSettings, server: Server, model: CostModel, num_visual: int,

@@ -21,9 +21,13 @@ from pydstp.ops.attention import (
     decode_attention,
     monitor_workspace,
 )
+from pydstp.ops.attention_sums import attention_sums
 from pydstp.ops.cache import gather_kv, mean_kv, store_kv
 from pydstp.ops.cuda import find_gpu
+from pydstp.ops.cuda import require as require_on_gpu
 from pydstp.ops.dense import argmax, linear, qk_norm_rope, rms_norm, silu_and_mul
+from pydstp.ops.experts import expert_linear
+from pydstp.ops.graph import GraphMemory, GraphRecording, warm_up
 from pydstp.ops.memory import empty_in_huge_pages
 from pydstp.ops.prefill import prefill_attention
 from pydstp.ops.quantised import (
@@ -39,8 +43,17 @@ from pydstp.ops.runtime import (
     available_isas,
     cpu_features,
     current_isa,
+    num_processors,
     set_isa,
     set_simt_seed,
+)
+from pydstp.ops.sampling import (
+    SampleCount,
+    SampleMark,
+    SampleNumber,
+    SamplingState,
+    sample_tokens,
+    sampling_workspace,
 )
 from pydstp.ops.shift import (
     Action,
@@ -63,6 +76,8 @@ from pydstp.ops.sketch import KeySketch, sketch_keys, sketch_scale
 __all__ = [
     "Action",
     "Applies",
+    "GraphMemory",
+    "GraphRecording",
     "KeySketch",
     "Mode",
     "Monitor",
@@ -73,6 +88,10 @@ __all__ = [
     "QuantisedMatrix",
     "Recording",
     "Retrigger",
+    "SampleCount",
+    "SampleMark",
+    "SampleNumber",
+    "SamplingState",
     "Scratch",
     "ShiftState",
     "StateWord",
@@ -81,6 +100,7 @@ __all__ = [
     "Trigger",
     "argmax",
     "attention_probs",
+    "attention_sums",
     "attention_with_return",
     "attention_workspace",
     "available_isas",
@@ -90,18 +110,23 @@ __all__ = [
     "decode_attention",
     "dequantise_rows",
     "empty_in_huge_pages",
+    "expert_linear",
     "find_gpu",
     "gather_kv",
     "linear",
     "mean_kv",
     "monitor_workspace",
+    "num_processors",
     "perform",
     "prefill_attention",
     "qk_norm_rope",
     "quantise_rows",
     "quantised_linear",
+    "require_on_gpu",
     "return_workspace",
     "rms_norm",
+    "sample_tokens",
+    "sampling_workspace",
     "scratch",
     "set_isa",
     "set_simt_seed",
@@ -111,4 +136,5 @@ __all__ = [
     "sketch_keys",
     "sketch_scale",
     "store_kv",
+    "warm_up",
 ]

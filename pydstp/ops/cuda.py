@@ -49,6 +49,18 @@ def no_gpu_version(name: str, device: torch.device) -> DeviceError:
     return DeviceError(f"{name}: expected tensors on cpu, got some on {device}: {reason}")
 
 
+def require(option: str, device: torch.device, *names: str) -> None:
+    """Native functions that a GPU has to have for what an option of the engine asks.
+
+    Raises:
+        DeviceError: one is missing; the message names it.
+    """
+    for name in names:
+        if not hasattr(_C, f"{name}_cuda"):
+            reason = f"{name} has no GPU version" if is_built() else _not_built()
+            raise DeviceError(f"{option} on {device}: {reason}")
+
+
 def check_status(name: str, status: int) -> None:
     """Turn a CUDA status other than 0 into an error.
 

@@ -68,7 +68,7 @@ def prefill_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, pool: Th
     if out is None:
         out = q.new_empty(q.shape)
     result = address(out, "out", dtype, q.shape)
-    room = torch.empty(_room(pool, num_heads // num_kv_heads, head_dim))
+    room = q.new_empty(_room(pool, num_heads // num_kv_heads, head_dim), dtype=torch.float32)
     num_segments = 1 if starts is None else len(starts) - 1
     call(_C.prefill_attention, pool, *inputs, _address_of(room), result, num_queries, num_keys,
          num_heads, num_kv_heads, head_dim, num_segments, q.stride(0), k.stride(0), v.stride(0),
@@ -95,7 +95,7 @@ def _starts(segments: Sequence[int] | None, num_queries: int, num_keys: int) -> 
     if not are_lengths or sum(lengths) != num_queries or num_keys != num_queries:
         raise OptionError(f"segments: expected lengths whose sum is num_queries = num_keys, got "
                           f"{lengths} for {num_queries} queries and {num_keys} keys")
-    return torch.tensor([0, *lengths]).cumsum(0).to(_INT32)
+    return torch.tensor([0, *lengths], device="cpu").cumsum(0).to(_INT32)
 
 
 def _check_visible(visible_len: Tensor, starts: Tensor | None, num_queries: int,

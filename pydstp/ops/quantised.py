@@ -41,13 +41,18 @@ class QuantisedMatrix:
 
     @classmethod
     def allocate(cls, *shape: int) -> QuantisedMatrix:
-        """Room for a matrix [out_features, in_features], or for [num_experts, ...] of them."""
+        """Room on the CPU for a matrix [out_features, in_features], or for [num_experts, ...]."""
         *stack, out_features, in_features = shape
         blocks = (*stack, -(-out_features // TILE_ROWS), -(-in_features // GROUP_COLUMNS))
         steps = GROUP_COLUMNS // STEP_COLUMNS
         codes = empty_in_huge_pages(*blocks, steps, TILE_ROWS, STEP_COLUMNS, dtype=torch.uint8)
-        return cls(codes, torch.empty(*blocks, TILE_ROWS, dtype=torch.bfloat16), out_features,
-                   in_features)
+        return cls(codes, torch.empty(*blocks, TILE_ROWS, dtype=torch.bfloat16, device="cpu"),
+                   out_features, in_features)
+
+    def to(self, device: torch.device) -> QuantisedMatrix:
+        """The same matrix where it is asked for; itself if it lies there."""
+        return QuantisedMatrix(self.codes.to(device), self.scales.to(device), self.out_features,
+                               self.in_features)
 
     @staticmethod
     def bytes_of(*shape: int) -> int:
@@ -76,13 +81,14 @@ class QuantisedMatrix:
         wide = codes * self.scales[tile, :, row].float().unsqueeze(2)
         return wide.flatten(1)[:, : self.in_features]
 
-    def addresses(self, name: str) -> tuple[int, int, int, int]:
-        """What the native side takes.
+    def addresses(self, name: str, *stack: int) -> tuple[int, int, int, int]:
+        """What the native side takes; stack: (num_experts,) for several matrices, else empty.
 
         Raises:
             OptionError: a tensor of another dtype or shape than `allocate` gives.
         """
-        blocks = (-(-self.out_features // TILE_ROWS), -(-self.in_features // GROUP_COLUMNS))
+        blocks = (*stack, -(-self.out_features // TILE_ROWS),
+                  -(-self.in_features // GROUP_COLUMNS))
         layout = (*blocks, GROUP_COLUMNS // STEP_COLUMNS, TILE_ROWS, STEP_COLUMNS)
         return (address(self.codes, f"{name}.codes", torch.uint8, layout),
                 address(self.scales, f"{name}.scales", torch.bfloat16, (*blocks, TILE_ROWS)),
@@ -133,13 +139,13 @@ def dequantise_rows(matrix: QuantisedMatrix, first_row: int, out: Tensor, *,
 @op
 def quantised_linear(x: Tensor, weight: QuantisedMatrix, *, pool: ThreadPool,
                      out: Tensor | None = None) -> Tensor:
-    """x @ weight.T, with x quantised on the way: the product of a decode step.
+    """x @ weight.T, with x quantised on the way: the product of a decode step, and of a prompt.
 
     x gets 8 bits per number and one fp32 scale per token and 128 columns. The products of a group
     are summed exactly, as integers, and the groups in fp32, in order, so the result has the same
-    bits on every instruction set. The codes are read once for every eight tokens, at memory speed,
-    and a token's result does not depend on the others. A token that holds NaN or an infinity gets
-    NaN everywhere.
+    bits on every instruction set. Up to eight tokens the codes are read once, at memory speed; more
+    tokens are multiplied in blocks. A token's result does not depend on the others or on how many
+    they are. A token that holds NaN or an infinity gets NaN everywhere.
 
     Args:
         x: [num_tokens, in_features].

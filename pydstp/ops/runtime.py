@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import torch  # noqa: F401  # before _C, as everywhere: one C++ runtime, torch's
@@ -53,6 +54,13 @@ def _no_numbers(arguments: tuple[object, ...]) -> Iterator[object]:
             yield from _no_numbers(argument)
         elif type(argument) not in (int, float):
             yield argument
+
+
+def num_processors() -> int:
+    """Processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def cpu_features() -> dict[str, bool]:

@@ -177,13 +177,13 @@ class ShiftState:
     select_workspace: Tensor
 
     @classmethod
-    def allocate(cls, max_batch: int, visual_capacity: int, num_layers: int,
-                 num_heads: int) -> ShiftState:
+    def allocate(cls, max_batch: int, visual_capacity: int, num_layers: int, num_heads: int,
+                 device: torch.device | str = "cpu") -> ShiftState:
         """All zeros: empty sets, no monitored layer, a policy that never triggers."""
         sizes = {"visual_capacity": visual_capacity, "num_layers": num_layers,
                  "num_heads": num_heads}
         layout = _layout(max_batch, **sizes)
-        return cls(**{name: torch.zeros(shape, dtype=dtype)
+        return cls(**{name: torch.zeros(shape, dtype=dtype, device=device)
                       for name, (dtype, shape) in layout.items()})
 
     def addresses(self) -> tuple[tuple[int, ...], int, int]:

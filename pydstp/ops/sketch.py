@@ -46,7 +46,7 @@ class KeySketch:
 
     @classmethod
     def allocate(cls, max_batch: int, visual_capacity: int, num_kv_heads: int, head_dim: int,
-                 bits: int = 4) -> KeySketch:
+                 bits: int = 4, device: torch.device | str = "cpu") -> KeySketch:
         """As many entries as there are visual slots; all channel scales are 1.
 
         Raises:
@@ -57,8 +57,9 @@ class KeySketch:
         if head_dim % 2:
             raise OptionError(f"head_dim: expected an even number, got {head_dim}")
         shapes = _shapes(max_batch, visual_capacity, num_kv_heads, head_dim, bits)
-        return cls(torch.zeros(shapes[0], dtype=torch.uint8), torch.zeros(shapes[1]).float(),
-                   torch.ones(shapes[2]).float(), bits)
+        place = {"dtype": torch.float32, "device": device}
+        return cls(torch.zeros(shapes[0], dtype=torch.uint8, device=device),
+                   torch.zeros(shapes[1], **place), torch.ones(shapes[2], **place), bits)
 
     @property
     def nbytes(self) -> int:

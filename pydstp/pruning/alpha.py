@@ -45,7 +45,7 @@ class AlphaBalanced(FastV):
 
     def select(self, tokens: VisualTokens) -> Tensor:
         """The best by both terms."""
-        scores = torch.zeros(len(tokens), dtype=torch.float64)
+        scores = tokens.features.new_zeros(len(tokens), dtype=torch.float64)
         if self.alpha > 0:
             scores += self.alpha * min_max(self.scores(tokens).double())
         if self.alpha < 1:

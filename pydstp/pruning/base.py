@@ -20,6 +20,7 @@ STATISTICS = ("vision_attention", "vision_keys", "text_embeddings", "text_states
               *LAYER_STATISTICS)
 QUOTAS = ("span", "global")
 REDUCTIONS = ("sum", "max")
+_SHORT, _LONG = 1e-12, 1e18  # lengths of rows whose squares fp32 holds, with few digits lost
 _TIE = 1e-6  # cosines this close differ by rounding; which is larger would depend on the machine
 
 
@@ -68,7 +69,7 @@ class VisualTokens:
         text_embeddings: [num_text, hidden_size] in the dtype of the model: what the decoder takes
             for the words of the last user message, chat template and earlier turns left out; no
             rows where it has no words.
-        generator: for all randomness, seeded with `PruningConfig.seed`.
+        generator: for all randomness, seeded with `PruningConfig.seed`; it draws on the CPU.
     """
 
     features: Tensor
@@ -111,7 +112,7 @@ class VisualTokens:
         if tuple(scores.shape) != (len(self),):
             raise OptionError(f"scores: expected shape [{len(self)}], got {list(scores.shape)}")
         best = [span.start + top_indices(scores[span], quota) for span, quota in self.each_span()]
-        return torch.cat(best) if best else torch.empty(0, dtype=torch.int64)
+        return torch.cat(best) if best else scores.new_empty(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +220,7 @@ class Pruner(ABC):
             visual: [N, hidden_size], what the decoder takes for the new pictures.
             text: [T, hidden_size], the same for the text behind them.
         """
-        return torch.ones(len(text), dtype=torch.bool)
+        return text.new_ones(len(text), dtype=torch.bool)
 
     @abstractmethod
     def select(self, tokens: VisualTokens) -> Selection | Tensor:
@@ -253,6 +254,9 @@ def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
         is 0; and [n] bool.
     """
     rows = rows.float()
+    lengths = rows.norm(dim=1, keepdim=True)
+    if bool(((lengths > _SHORT) & (lengths < _LONG)).all()):  # so their squares are in fp32
+        return rows / lengths, torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     is_finite = rows.isfinite().all(dim=1)
     rows = torch.where(is_finite[:, None], rows, 0.0)
     largest = rows.abs().amax(dim=1, keepdim=True)  # squares of the rows could leave fp32
@@ -264,6 +268,15 @@ def first_largest(values: Tensor) -> Tensor:
     """[..., n] cosines or distances -> [...] int64: the first that is as good as the largest."""
     near = values >= values.amax(dim=-1, keepdim=True) - _TIE
     return near.to(torch.uint8).argmax(dim=-1)
+
+
+def best_of_whole(values: Tensor, count: int) -> Tensor:
+    """[..., n] of `without_rounding`, or -inf -> [..., count] int64: where the largest are, in no
+    order; of equal ones the first. Without sorting all of them."""
+    size = values.shape[-1]
+    places = torch.arange(size, device=values.device)
+    unequal = values.double() * size - places  # exact: below 2^53
+    return unequal.topk(count, dim=-1, sorted=False).indices
 
 
 def without_rounding(values: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def pick_by_determinant(unit: Tensor, relevance: Tensor, count: int) -> Tensor:
         left = left - along.square()
         left[token] = 0.0
         picked.append(token)
-    is_left = torch.ones(len(unit), dtype=torch.bool)
+    is_left = unit.new_ones(len(unit), dtype=torch.bool)
     is_left[picked] = False
     order = ranked(relevance)
-    return torch.cat([torch.tensor(picked, dtype=torch.int64), order[is_left[order]]])[:count]
+    return torch.cat([order.new_tensor(picked), order[is_left[order]]])[:count]

@@ -26,16 +26,24 @@ def density_peaks(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     finite = points.isfinite().all(dim=1, keepdim=True)
     points = torch.where(finite, points, 0.0)
-    distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
-    distance = distance / points.shape[1] ** 0.5
+    distance = _distances(points) / points.shape[1] ** 0.5
     nearest = distance.sort(dim=1).values[:, :count]
     density = (-nearest.square().mean(dim=1)).exp()
     place = torch.empty_like(density, dtype=torch.int64)
-    place[density.sort(descending=True, stable=True).indices] = torch.arange(len(points))
+    place[density.sort(descending=True, stable=True).indices] = torch.arange(
+        len(points), device=points.device)
     is_denser = place[None, :] < place[:, None]
     apart = distance.masked_fill(~is_denser, torch.inf).amin(dim=1)
     apart = torch.where(place == 0, distance.max(), apart)
     centres = top_indices(apart * density, count)
     groups = distance[:, centres].argmin(dim=1)
-    groups[centres] = torch.arange(count)
+    groups[centres] = torch.arange(count, device=points.device)
     return centres, groups
+
+
+def _distances(points: Tensor) -> Tensor:
+    """[n, n] float64, from products; 0 where nothing but their rounding is left."""
+    squares = points.square().sum(dim=1)
+    both = squares[:, None] + squares
+    apart = both - 2 * (points @ points.T)
+    return torch.where(apart > 1e-12 * both, apart, 0.0).sqrt()

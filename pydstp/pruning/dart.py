@@ -90,7 +90,7 @@ def grow(unit: Tensor, is_finite: Tensor, first: Tensor, pivots: Tensor, count: 
     Returns:
         [n] bool, `count` of them True.
     """
-    taken = torch.zeros(len(unit), dtype=torch.bool)
+    taken = unit.new_zeros(len(unit), dtype=torch.bool)
     taken[first] = True
     share, extra = divmod(count - len(first), len(pivots))
     for i, pivot in enumerate(pivots):

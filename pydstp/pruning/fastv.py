@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pydstp.errors import OptionError, show
+from pydstp.config import require_choice
 from pydstp.pruning.base import VisualTokens
 from pydstp.pruning.before_layer import LayerPruner
 from pydstp.pruning.registry import register_pruner
@@ -39,8 +39,7 @@ class FastV(LayerPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rows not in tuple(_STATISTIC):
-            raise OptionError(f"rows: expected one of {tuple(_STATISTIC)}, got {show(self.rows)}")
+        require_choice("rows", self.rows, tuple(_STATISTIC))
 
     @property
     def needs(self) -> frozenset[str]:

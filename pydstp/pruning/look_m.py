@@ -8,9 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pydstp.config import require_float
-from pydstp.errors import OptionError, show
-from pydstp.pruning.base import Pruner, VisualTokens, first_largest, top_indices, unit_rows
+from pydstp.config import require_choice, require_float
+from pydstp.pruning.base import Pruner, VisualTokens, first_largest, ranked, unit_rows
 from pydstp.pruning.registry import register_pruner
 
 MERGES = ("pivot", "average", "weighted", "none")
@@ -55,20 +54,19 @@ class LookM(Pruner):
     recent: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.merge not in MERGES:
-            raise OptionError(f"merge: expected one of {MERGES}, got {show(self.merge)}")
+        require_choice("merge", self.merge, MERGES)
         require_float("recent", self.recent, 0.0, 1.0)
 
     def select(self, tokens: VisualTokens) -> Tensor:
         """All tokens: none leaves on the way through the layers."""
-        return torch.arange(len(tokens))
+        return torch.arange(len(tokens), device=tokens.features.device)
 
     def compressed(self, kv: Tensor, scores: Tensor, visual: Tensor,
                    spans: list[tuple[slice, int]]) -> tuple[Tensor, Tensor]:
         """What is left of one layer's keys and values of a prompt.
 
         Args:
-            kv: [n, 2, num_kv_heads, head_dim] float32, keys and values.
+            kv: [n, 2, num_kv_heads, head_dim], keys and values.
             scores: [num_kv_heads, n] float32.
             visual: [num_visual] int64, sorted, the rows that are visual tokens.
             spans: (visual tokens, how many of them stay).
@@ -77,34 +75,49 @@ class LookM(Pruner):
             Text [n - num_visual, 2, num_kv_heads, head_dim] and visual tokens [k, 2, num_kv_heads,
             head_dim], each in prompt order, float32.
         """
-        is_text = torch.ones(len(kv), dtype=torch.bool)
-        is_text[visual] = False
+        heads = kv.permute(2, 0, 1, 3)
         is_recent = visual >= len(kv) - int(self.recent * len(kv))
-        texts, pictures = [], []
-        for head in range(kv.shape[2]):
-            wanted = torch.where(is_recent, torch.inf, scores[head, visual])
-            best = torch.cat([span.start + top_indices(wanted[span], count)
-                              for span, count in spans])
-            stays = is_text.clone()
-            stays[visual[best]] = True
-            left = self._merged(kv[stays, :, head], kv[~stays, :, head])
-            texts.append(left[is_text[stays]])
-            pictures.append(left[~is_text[stays]])
-        return torch.stack(texts, dim=2), torch.stack(pictures, dim=2)
+        wanted = torch.where(is_recent, torch.inf, scores[:, visual])
+        stays = torch.ones(heads.shape[:2], dtype=torch.bool, device=kv.device)
+        stays[:, visual] = False
+        for span, count in spans:
+            best = visual[span][ranked(wanted[:, span])[:, :count]]
+            stays.scatter_(1, best, True)
+        left = self._merged(_chosen(heads, stays).float(), _chosen(heads, ~stays).float())
+        is_visual = torch.zeros(len(kv), dtype=torch.bool, device=kv.device)
+        is_visual[visual] = True
+        pictures = is_visual.expand_as(stays)[stays].view(left.shape[:2])
+        text, visual = _chosen(left, ~pictures), _chosen(left, pictures)
+        return text.permute(1, 2, 0, 3), visual.permute(1, 2, 0, 3)
 
     def _merged(self, kept: Tensor, evicted: Tensor) -> Tensor:
-        """kept [k, 2, head_dim], with evicted [e, 2, head_dim] merged into it."""
-        if self.merge == "none" or not len(evicted):
+        """kept [num_kv_heads, k, 2, head_dim], with evicted [num_kv_heads, e, 2, head_dim] merged
+        into it."""
+        if self.merge == "none" or not evicted.shape[1]:
             return kept
-        cosines = unit_rows(evicted[:, 0])[0] @ unit_rows(kept[:, 0])[0].T
+        cosines = _unit_keys(evicted) @ _unit_keys(kept).transpose(1, 2)
         target = first_largest(cosines)
-        similar = cosines.gather(1, target[:, None]).squeeze(1)
-        joins = torch.ones(len(evicted), dtype=torch.bool)
+        first = kept.shape[1] * torch.arange(len(kept), device=kept.device)
+        rows = (target + first[:, None]).flatten()
+        every, gone, weight = kept.flatten(0, 1), evicted.flatten(0, 1), 1.0
         if self.merge == "pivot":
-            evicted = (evicted + kept[target]) / 2
+            weight = 0.5  # of e; the other half of each is k
         elif self.merge == "weighted":
-            joins = similar >= similar.mean() - 1e-6  # equal ones may differ by rounding
-            evicted = similar[:, None, None] * evicted
-        total = kept.index_add(0, target[joins], evicted[joins])
-        count = torch.ones(len(kept)).index_add_(0, target[joins], joins[joins].float())
-        return total / count[:, None, None]
+            similar = cosines.gather(2, target[..., None])
+            joins = similar >= similar.mean(dim=1, keepdim=True) - 1e-6  # rounding decides nothing
+            rows, gone = rows[joins.flatten()], (similar.view(-1, 1, 1) * gone)[joins.flatten()]
+        count = every.new_zeros(len(every)).index_add_(0, rows, every.new_ones(len(rows)))
+        total = ((1 + (1 - weight) * count)[:, None, None] * every).index_add_(
+            0, rows, gone, alpha=weight)
+        return (total / (1 + count)[:, None, None]).view_as(kept)
+
+
+def _chosen(heads: Tensor, stays: Tensor) -> Tensor:
+    """heads [num_kv_heads, n, 2, head_dim], stays [num_kv_heads, n] bool, k in each row -> the rows
+    that stay, [num_kv_heads, k, 2, head_dim]."""
+    return heads[stays].view(len(heads), -1, *heads.shape[2:])
+
+
+def _unit_keys(kv: Tensor) -> Tensor:
+    """[num_kv_heads, n, 2, head_dim] -> keys scaled to length 1, [num_kv_heads, n, head_dim]."""
+    return unit_rows(kv[:, :, 0].flatten(0, 1))[0].view(*kv.shape[:2], -1)

@@ -11,10 +11,15 @@ from torch import Tensor
 
 from pydstp.config import require_float
 from pydstp.errors import OptionError, show
-from pydstp.pruning.base import MergePlan, Selection, VisualTokens, top_indices, unit_rows
+from pydstp.pruning.base import Selection, VisualTokens, top_indices, unit_rows
 from pydstp.pruning.registry import register_pruner
 from pydstp.pruning.stages import StagedPruner
-from pydstp.pruning.windows import window_size, windows_of
+from pydstp.pruning.windows import (
+    means_of,
+    merged_windows,
+    numbered_windows,
+    window_size,
+)
 
 _TOKENS = 576  # of a picture in the paper, which its thresholds are made for
 
@@ -74,6 +79,9 @@ class MustDrop(StagedPruner):
         require_float("key_share", self.key_share, 0.0, 1.0)
         require_float("global_threshold", self.global_threshold, 0.0, math.inf)
         require_float("individual_threshold", self.individual_threshold, 0.0, math.inf)
+        if not isinstance(self.scale_thresholds, bool):
+            raise OptionError(f"scale_thresholds: expected True or False, "
+                              f"got {show(self.scale_thresholds)}")
         if self.shares is not None:
             raise OptionError(f"shares: expected None with 'mustdrop', got {show(self.shares)}")
 
@@ -128,29 +136,26 @@ class MustDrop(StagedPruner):
 
     def _merge(self, tokens: VisualTokens) -> Selection:
         if sum(tokens.quotas) == len(tokens):
-            return Selection(torch.arange(len(tokens)))
+            return Selection(torch.arange(len(tokens), device=tokens.features.device))
         unit, _ = unit_rows(tokens.features)
         kept, targets, weights = [], [], []
         for span, _ in tokens.each_span():
-            for window in windows_of(tokens, span, window_size(self.window)):
-                members = window.flatten()
-                if len(members) == 1 or _mean_cosine(unit[members]) < self.similarity:
-                    kept.append(members)
-                    continue
-                row = torch.zeros(len(tokens), dtype=torch.float32)
-                row[members] = 1.0 / len(members)
-                targets.append(window[(len(window) - 1) // 2, (window.shape[1] - 1) // 2])
-                row[targets[-1]] -= 1.0  # a merged token begins as its target
-                weights.append(row)
-        kept = torch.cat([torch.empty(0, dtype=torch.int64), *kept]).sort().values
-        if not targets:
-            return Selection(kept)
-        order = torch.stack(targets).argsort()
-        return Selection(kept, MergePlan(torch.stack(targets)[order], torch.stack(weights)[order]))
+            numbers, centres = numbered_windows(tokens, span, window_size(self.window))
+            is_alike = _mean_cosines(unit[span], numbers, len(centres)) >= self.similarity
+            kept.append(span.start + (~is_alike[numbers]).nonzero().squeeze(1))
+            targets.append(centres[is_alike])
+            weights.append(means_of(numbers, centres, span.start, len(tokens))[is_alike])
+        return merged_windows(kept, targets, weights)
 
 
-def _mean_cosine(unit: Tensor) -> float:
-    """Of all pairs of different rows."""
-    count = len(unit)
-    cosines = unit.double() @ unit.double().T
-    return float((cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1)))
+def _mean_cosines(unit: Tensor, numbers: Tensor, count: int) -> Tensor:
+    """[count] float64: of all pairs of different tokens of each window; of a single token -inf.
+
+    unit: [n, d], the tokens at length 1. numbers: [n] int64, their windows.
+    """
+    unit = unit.double()
+    sizes = numbers.bincount(minlength=count)
+    total = unit.new_zeros(count, unit.shape[1]).index_add_(0, numbers, unit).square().sum(dim=1)
+    own = unit.new_zeros(count).index_add_(0, numbers, unit.square().sum(dim=1))
+    pairs = sizes * (sizes - 1)
+    return torch.where(pairs > 0, (total - own) / pairs, -torch.inf)

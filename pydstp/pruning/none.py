@@ -21,4 +21,4 @@ class KeepAll(Pruner):
 
     def select(self, tokens: VisualTokens) -> Tensor:
         """All of them."""
-        return torch.arange(len(tokens))
+        return torch.arange(len(tokens), device=tokens.features.device)

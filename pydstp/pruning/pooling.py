@@ -8,11 +8,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pydstp.errors import OptionError, show
-from pydstp.pruning.base import MergePlan, Selection, VisualTokens, top_indices
+from pydstp.config import require_choice
+from pydstp.pruning.base import Selection, VisualTokens, top_indices
 from pydstp.pruning.before_layer import LayerPruner
 from pydstp.pruning.registry import register_pruner
-from pydstp.pruning.windows import grids_of, nearest_size, window_size, windows_of
+from pydstp.pruning.windows import (
+    grids_of,
+    means_of,
+    merged_windows,
+    nearest_size,
+    numbered_windows,
+    window_size,
+    windows_of,
+)
 
 POOLS = ("mean", "max", "argmax_l1")
 
@@ -49,8 +57,7 @@ class Pooling(LayerPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pool not in POOLS:
-            raise OptionError(f"pool: expected one of {POOLS}, got {show(self.pool)}")
+        require_choice("pool", self.pool, POOLS)
         if self.window is not None:
             window_size(self.window)
 
@@ -61,30 +68,26 @@ class Pooling(LayerPruner):
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Span by span; see `Selection` for what comes out."""
-        windows = [window for span, quota in tokens.each_span()
-                   for window in windows_of(tokens, span, self._size(tokens, span, quota))]
         if not self.merges:
-            norms = tokens.features.float().abs().sum(dim=1)
-            flat = [window.flatten() for window in windows]
-            best = [window[top_indices(norms[window], 1)] for window in flat]
-            return Selection(torch.cat(best).sort().values)
-        single = [window.view(1) for window in windows if window.numel() == 1]
-        pooled = [window for window in windows if window.numel() > 1]
-        return Selection(torch.cat([torch.empty(0, dtype=torch.int64), *single]),
-                         self._plan(pooled, len(tokens)) if pooled else None)
+            return Selection(self._loudest(tokens))
+        kept, targets, weights = [], [], []
+        for span, quota in tokens.each_span():
+            numbers, centres = numbered_windows(tokens, span, self._size(tokens, span, quota))
+            is_single = numbers.bincount(minlength=len(centres)) == 1
+            kept.append(centres[is_single])
+            targets.append(centres[~is_single])
+            weights.append(means_of(numbers, centres, span.start, len(tokens))[~is_single])
+        return merged_windows(kept, targets, weights, "max" if self.pool == "max" else "sum")
+
+    def _loudest(self, tokens: VisualTokens) -> Tensor:
+        """[num_windows] int64, sorted: of each window the token of the largest L1 norm."""
+        norms = tokens.features.float().abs().sum(dim=1)
+        windows = [window.flatten() for span, quota in tokens.each_span()
+                   for window in windows_of(tokens, span, self._size(tokens, span, quota))]
+        best = [window[top_indices(norms[window], 1)] for window in windows]
+        return torch.cat(best).sort().values
 
     def _size(self, tokens: VisualTokens, span: slice, quota: int) -> tuple[int, int]:
         if self.window is not None:
             return window_size(self.window)
         return nearest_size(grids_of(tokens, span), quota)
-
-    def _plan(self, windows: list[Tensor], num_tokens: int) -> MergePlan:
-        """One merged token per window of two or more."""
-        targets = torch.stack([window[(len(window) - 1) // 2, (window.shape[1] - 1) // 2]
-                               for window in windows])
-        weights = torch.zeros(len(windows), num_tokens, dtype=torch.float32)
-        for row, window, target in zip(weights, windows, targets, strict=True):
-            row[window.flatten()] = 1.0 / window.numel()
-            if self.pool == "mean":
-                row[target] -= 1.0  # a merged token begins as its target
-        return MergePlan(targets, weights, "max" if self.pool == "max" else "sum")

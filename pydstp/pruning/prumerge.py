@@ -14,7 +14,7 @@ from pydstp.pruning.base import (
     Pruner,
     Selection,
     VisualTokens,
-    ranked,
+    best_of_whole,
     top_indices,
     unit_rows,
     without_rounding,
@@ -73,7 +73,7 @@ class PruMerge(Pruner):
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Span by span; see `Selection` for what comes out."""
-        kept, plans = [torch.empty(0, dtype=torch.int64)], []
+        kept, plans = [tokens.features.new_empty(0, dtype=torch.int64)], []
         for span, quota in tokens.each_span():
             chosen = span.start + choose(tokens.vision_attention[span], quota)
             if self.merges and quota < span.stop - span.start:
@@ -90,10 +90,10 @@ def choose(attention: Tensor, count: int) -> Tensor:
     low, high = attention.quantile(attention.new_tensor([0.25, 0.75]))
     num_outliers = int((attention > high + 1.5 * (high - low)).sum())
     outliers = top_indices(attention, min(num_outliers, count))
-    is_left = torch.ones(len(attention), dtype=torch.bool)
+    is_left = attention.new_ones(len(attention), dtype=torch.bool)
     is_left[outliers] = False
     others, missing = is_left.nonzero().squeeze(1), count - len(outliers)
-    spaced = others[torch.arange(missing) * len(others) // max(missing, 1)]
+    spaced = others[torch.arange(missing, device=others.device) * len(others) // max(missing, 1)]
     return torch.cat([outliers, spaced]).sort().values
 
 
@@ -102,8 +102,8 @@ def gather(tokens: VisualTokens, span: slice, targets: Tensor, neighbours: int) 
     unit, _ = unit_rows(tokens.vision_keys[span])
     own = targets - span.start
     cosines = without_rounding(unit[own] @ unit.T)
-    cosines[torch.arange(len(own)), own] = -torch.inf
-    nearest = span.start + ranked(cosines)[:, :min(neighbours, len(unit) - 1)]
+    cosines[torch.arange(len(own), device=own.device), own] = -torch.inf
+    nearest = span.start + best_of_whole(cosines, min(neighbours, len(unit) - 1))
     attention = tokens.vision_attention.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0.0)
     share = attention / attention[span].sum().clamp(min=torch.finfo(torch.float32).tiny)
     weights = share.new_zeros(len(targets), len(tokens))

@@ -41,4 +41,6 @@ class RandomSubset(Pruner):
 
     def select(self, tokens: VisualTokens) -> Tensor:
         """The tokens with the largest of N random numbers."""
-        return tokens.top(torch.rand(len(tokens), dtype=torch.float64, generator=tokens.generator))
+        drawn = torch.rand(len(tokens), dtype=torch.float64, generator=tokens.generator,
+                           device="cpu")  # the same numbers on every device
+        return tokens.top(drawn.to(tokens.features.device))

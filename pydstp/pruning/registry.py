@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pydstp.config import require_float, require_int
+from pydstp.config import require_choice, require_float, require_int
 from pydstp.errors import OptionError, PydstpError, show
 from pydstp.pruning.base import LAYER_STATISTICS, QUOTAS, STATISTICS, Pruner
 
@@ -111,8 +111,7 @@ class PruningConfig:
         pruner = _build(name, pruner_class(name), options)
         _check_amount(name, pruner, retention_ratio, num_kept)
         quota = pruner.default_quota if quota is None else quota
-        if quota not in QUOTAS:
-            raise OptionError(f"quota: expected one of {QUOTAS}, got {show(quota)}")
+        require_choice("quota", quota, QUOTAS)
         if pruner.acts_on_picture and quota != "span":
             raise OptionError(f"quota: expected 'span' with {name!r}, which acts on each picture "
                               f"by itself, got {show(quota)}")
@@ -165,7 +164,7 @@ class PruningConfig:
         Never fewer than those of the last stage.
         """
         spans, final = self.quotas(grids)
-        starts = torch.tensor([start for start, _ in spans] + [sum(r * c for r, c in grids)])
+        starts = origins.new_tensor([start for start, _ in spans] + [sum(r * c for r, c in grids)])
         bounds = torch.searchsorted(origins, starts).tolist()
         quotas = []
         for (_, length), last, start, end in zip(spans, final, bounds, bounds[1:], strict=False):

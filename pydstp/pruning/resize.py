@@ -32,4 +32,4 @@ class Resize(Pruner):
 
     def select(self, tokens: VisualTokens) -> Tensor:
         """All tokens: those of the smaller picture."""
-        return torch.arange(len(tokens))
+        return torch.arange(len(tokens), device=tokens.features.device)

@@ -21,7 +21,7 @@ def run_pruner(config: PruningConfig, tokens: VisualTokens) -> Selection:
     who = f"pruning method {config.name!r}"
     is_asked = config.pruner.adaptive and tokens.stage  # fewer than asked may have been left
     if sum(tokens.quotas) == len(tokens) and not is_asked:
-        return Selection(torch.arange(len(tokens)))
+        return Selection(torch.arange(len(tokens), device="cpu"))
     for need in sorted(config.pruner.needs_at(tokens.stage)):
         if getattr(tokens, need) is None:
             raise PydstpError(f"{who}: expected tokens with {need}, got None")
@@ -41,7 +41,7 @@ def _checked(who: str, answer: Any, tokens: VisualTokens, adaptive: bool) -> Sel
     if selection.merge is not None:
         merge = _checked_merge(who, selection.merge, tokens)
     chosen = kept if merge is None else torch.cat([kept, merge.targets])
-    count = torch.zeros(len(tokens), dtype=torch.int64).index_add_(
+    count = chosen.new_zeros(len(tokens)).index_add_(
         0, chosen, torch.ones_like(chosen))
     if (count > 1).any():
         raise PydstpError(f"{who}: expected targets that are not kept, got {int(count.argmax())} "
@@ -83,7 +83,7 @@ def _indices(what: str, value: Any, num_tokens: int) -> Tensor:
     except Exception as error:
         raise PydstpError(f"{what}: expected indices, got {show(value)}") from error
     if indices.ndim == 1 and not len(indices):
-        return torch.empty(0, dtype=torch.int64)
+        return torch.empty(0, dtype=torch.int64, device="cpu")
     is_integral = not indices.is_floating_point() and not indices.is_complex()
     if indices.ndim != 1 or not is_integral or indices.dtype == torch.bool:
         raise PydstpError(f"{what}: expected a one-dimensional tensor of integers, "

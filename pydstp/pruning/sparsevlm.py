@@ -8,8 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pydstp.config import require_float
-from pydstp.errors import OptionError, show
+from pydstp.config import require_choice, require_float
 from pydstp.pruning.base import MergePlan, Selection, VisualTokens, ranked, top_indices
 from pydstp.pruning.clusters import density_peaks
 from pydstp.pruning.registry import register_pruner
@@ -42,6 +41,12 @@ class SparseVLM(StagedPruner):
     which then differs from layer to layer, and adds noise to densities. Positions stay here, and of
     equally good centres the first is taken.
 
+    Not here: the later SparseVLM+. It recycles nothing (recycle=0), keeps positions, as is done
+    here, divides attention by the "RoPE response" of queries and keys that are all ones, and counts
+    the 14 heads of the largest attention between raters and picture. How the response is taken
+    where positions have three axes, whether before or after the softmax, and what becomes of 14
+    with another number of heads, our sources do not say.
+
     Attributes:
         layers, shares: as in `StagedPruner`.
         recycle: share of the pruned tokens that is recycled; 0 recycles none.
@@ -68,8 +73,7 @@ class SparseVLM(StagedPruner):
         require_float("recycle", self.recycle, 0.0, 1.0)
         require_float("rank_scale", self.rank_scale, 0.0, 1e6)
         require_float("rank_bias", self.rank_bias, -1e6, 1e6)
-        if self.schedule not in SCHEDULES:
-            raise OptionError(f"schedule: expected one of {SCHEDULES}, got {show(self.schedule)}")
+        require_choice("schedule", self.schedule, SCHEDULES)
 
     @property
     def merges(self) -> bool:
@@ -83,7 +87,7 @@ class SparseVLM(StagedPruner):
 
     def raters(self, visual: Tensor, text: Tensor) -> Tensor:
         """[T] bool: text tokens of at least average relevance; all, where it is not a number."""
-        relevance = torch.zeros(len(text), dtype=torch.float64)
+        relevance = torch.zeros(len(text), dtype=torch.float64, device=text.device)
         for rows in visual.split(_BLOCK_ROWS):
             relevance += (rows.float() @ text.float().T).softmax(dim=1).sum(dim=0)
         chosen = relevance >= relevance.mean()
@@ -124,7 +128,7 @@ class SparseVLM(StagedPruner):
 def _clusters(features: Tensor, members: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Targets [count] and weights [count, N] of a `MergePlan` of some tokens, sorted."""
     centres, groups = density_peaks(features[members].double(), count)
-    weights = torch.zeros(count, len(features), dtype=torch.float32)
+    weights = features.new_zeros(count, len(features), dtype=torch.float32)
     for row, centre in enumerate(centres.tolist()):
         mine = members[groups == row]
         weights[row, mine] = 1.0 / len(mine)

@@ -80,7 +80,8 @@ class VisionZip(Pruner):
         for span, quota in tokens.each_span():
             length = span.stop - span.start
             num_dominant = self.num_dominant(quota, length)
-            dominant = torch.arange(span.start, span.start + num_dominant)
+            dominant = torch.arange(span.start, span.start + num_dominant,
+                                    device=tokens.features.device)
             if 0 < num_dominant < length:
                 dominant = span.start + top_indices(tokens.vision_attention[span], num_dominant)
             kept.append(dominant)
@@ -108,15 +109,15 @@ def merge_rest(keys: Tensor, span: slice, dominant: Tensor, count: int) -> Merge
         keys: [N, d] of all tokens.
         dominant: indices in the span; at least `count` tokens of it are left.
     """
-    is_rest = torch.zeros(len(keys), dtype=torch.bool)
+    is_rest = torch.zeros(len(keys), dtype=torch.bool, device=keys.device)
     is_rest[span] = True
     is_rest[dominant] = False
     rest = is_rest.nonzero().squeeze(1)
-    targets = rest[torch.arange(count) * (len(rest) // count)]
+    targets = rest[torch.arange(count, device=keys.device) * (len(rest) // count)]
     is_rest[targets] = False
     others = is_rest.nonzero().squeeze(1)
     unit, _ = unit_rows(keys)
     group = first_largest(unit[others] @ unit[targets].T)
-    weights = torch.zeros(count, len(keys), dtype=torch.float32)
+    weights = torch.zeros(count, len(keys), dtype=torch.float32, device=keys.device)
     weights[group, others] = 1.0 / group.bincount(minlength=count)[group].float()
     return MergePlan(targets, weights)

@@ -15,6 +15,7 @@ from pydstp.pruning.base import Pruner, VisualTokens, ranked, unit_rows, without
 from pydstp.pruning.registry import register_pruner
 
 _BLOCK = 512  # rows of the N x N cosines that are computed at a time
+_NEAR = 32  # tokens nearest to each that a round looks at first
 
 
 @register_pruner("vispruner")
@@ -75,9 +76,15 @@ class VisPruner(Pruner):
         if len(row) <= count or not count:
             return torch.cat([row, broken])[:count]
         cosines = torch.cat([without_rounding(block @ unit.T) for block in unit.split(_BLOCK)])
+        near = cosines.topk(min(_NEAR, len(cosines)), dim=1)
         while len(row) > count:
             first, second = row[::2], row[1::2]
-            similarity = cosines[first[:, None], second].amax(dim=1)
+            is_second = torch.zeros(len(cosines), dtype=torch.bool, device=row.device)
+            is_second[second] = True
+            similarity = torch.where(is_second[near.indices[first]], near.values[first],
+                                     -torch.inf).amax(dim=1)
+            is_far = similarity == -torch.inf  # none of B is among the nearest
+            similarity[is_far] = cosines[first[is_far][:, None], second].amax(dim=1)
             dropped = min(self.drop, len(row) - count, len(first))
             row = torch.cat([first[ranked(similarity)[dropped:]], second])
         return row

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor, arange
+import torch
+from torch import Tensor
 
 from pydstp.config import require_int
 from pydstp.errors import OptionError, show
-from pydstp.pruning.base import VisualTokens
+from pydstp.pruning.base import MergePlan, Selection, VisualTokens
 
 
 def window_size(window: object) -> tuple[int, int]:
@@ -37,7 +38,8 @@ def grids_of(tokens: VisualTokens, span: slice) -> list[Tensor]:
     grids, start = [], 0
     for rows, cols in tokens.grids:
         if span.start <= start < span.stop:
-            grids.append(arange(start, start + rows * cols).view(rows, cols))
+            rows_of_grid = torch.arange(start, start + rows * cols, device=tokens.features.device)
+            grids.append(rows_of_grid.view(rows, cols))
         start += rows * cols
     return grids
 
@@ -55,3 +57,42 @@ def nearest_size(grids: list[Tensor], count: int) -> tuple[int, int]:
         return abs(count - sum(-(-rows // size[0]) * -(-cols // size[1])
                                for rows, cols in (grid.shape for grid in grids)))
     return min(sizes, key=miss)
+
+
+def numbered_windows(tokens: VisualTokens, span: slice,
+                     size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The same windows as numbers: [n] int64, that of each token of the span, and [num_windows]
+    int64, the token nearest the centre of each (of equally near ones the first)."""
+    numbers, centres, count = [], [], 0
+    for grid in grids_of(tokens, span):
+        row, row_centres = _cut(grid.shape[0], size[0], grid.device)
+        col, col_centres = _cut(grid.shape[1], size[1], grid.device)
+        numbers.append((count + row[:, None] * len(col_centres) + col).flatten())
+        centres.append(grid[row_centres[:, None], col_centres].flatten())
+        count += len(centres[-1])
+    return torch.cat(numbers), torch.cat(centres)
+
+
+def _cut(length: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A side of a grid: the window of each place, and the middle of each window."""
+    starts = torch.arange(0, length, side, device=device)
+    ends = (starts + side).clamp(max=length)
+    return torch.arange(length, device=device) // side, (starts + ends - 1) // 2
+
+
+def merged_windows(kept: list[Tensor], targets: list[Tensor], weights: list[Tensor],
+                   reduce: str = "sum") -> Selection:
+    """The answer of a method that merges windows, from what it has of each span."""
+    plan = MergePlan(torch.cat(targets), torch.cat(weights), reduce)
+    return Selection(torch.cat(kept), plan if len(plan.targets) else None)
+
+
+def means_of(numbers: Tensor, centres: Tensor, start: int, num_tokens: int) -> Tensor:
+    """[num_windows, num_tokens] float32: `MergePlan.weights` that make the token at each centre the
+    mean of its window; start: the first token of the span that `numbers` is about."""
+    weights = torch.zeros(len(centres), num_tokens, dtype=torch.float32, device=numbers.device)
+    share = 1.0 / numbers.bincount(minlength=len(centres)).float()
+    weights[numbers, start + torch.arange(len(numbers), device=numbers.device)] = share[numbers]
+    each = torch.arange(len(centres), device=centres.device)
+    weights[each, centres] -= 1.0  # a merged token begins as its target
+    return weights

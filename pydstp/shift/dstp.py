@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pydstp import ops
-from pydstp.config import names_unknown_options, require_float, require_int
+from pydstp.config import names_unknown_options, require_choice, require_float, require_int
 from pydstp.errors import OptionError, show
 
 MONITOR_LAYERS = ("mid", "all", "post_prune", "last")
@@ -30,6 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "trigger": ("never", "risd", "random", "avg", "every"),
     "scores": ("separate", "joint"),
 }
+_STREAM = 0xD1B54A32D192ED03  # odd: requests of one seed draw from streams of their own
 
 
 @names_unknown_options
@@ -60,7 +61,8 @@ class DSTP:
             with it ("redo"), or its layers above the watched ones already use it ("early").
         retrigger: what a trigger does while a swap is shown: nothing ("off"), start the window anew
             ("extend"), or choose tokens anew as well ("reselect").
-        trigger_rate, seed: for trigger="random".
+        trigger_rate, seed: for trigger="random"; draws are keyed by seed, request (its place in a
+            batch that shares one policy, its turn in a chat) and step.
 
     Raises:
         OptionError: a value outside its range, or an unknown option.
@@ -87,9 +89,7 @@ class DSTP:
         require_float("trigger_rate", self.trigger_rate, 0.0, 1.0)
         require_int("seed", self.seed, 0)
         for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise OptionError(f"{name}: expected one of {known}, "
-                                  f"got {show(getattr(self, name))}")
+            require_choice(name, getattr(self, name), known)
         if (self.swap == "add") != (self.max_returned is not None):
             raise OptionError("max_returned: expected a number with swap='add' and None otherwise, "
                               f"got {show(self.max_returned)} with swap={self.swap!r}")
@@ -114,16 +114,24 @@ class DSTP:
         try:
             options = json.loads(Path(path).read_text("utf-8"))
             options = options.get("options", options)
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise OptionError(f"{path}: expected a JSON file of DSTP options, {error}") from None
         if not isinstance(options, dict):
             raise OptionError(f"{path}: expected an object of DSTP options, got {show(options)}")
         return cls(**options)
 
     def save(self, path: str | PathLike[str], **notes: Any) -> None:
-        """Write the options, and notes beside them, as JSON."""
+        """Write the options, and notes beside them, as JSON.
+
+        Raises:
+            OptionError: the file cannot be written.
+        """
         text = json.dumps({"options": self.to_dict(), **notes}, indent=1)
-        Path(path).write_text(text + "\n", "utf-8")
+        try:
+            Path(path).write_text(text + "\n", "utf-8")
+        except (OSError, TypeError, ValueError) as error:
+            raise OptionError(f"path: expected a file that can be written, got {show(path)} "
+                              f"({error})") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plain values that `json.dumps` takes."""
@@ -156,12 +164,14 @@ class DSTP:
                               f"got {show(heads)}")
         return [1 / len(heads) if head in heads else 0.0 for head in range(num_heads)]
 
-    def policy(self, budget: int, merge_slot: int) -> tuple[list[int], list[float]]:
+    def policy(self, budget: int, merge_slot: int,
+               request_idx: int = 0) -> tuple[list[int], list[float]]:
         """The rows of `ShiftState.policy` and `policy_float` of a sequence that keeps `budget`."""
+        seed = self.seed + request_idx * _STREAM
         return ([ops.Trigger[self.trigger.upper()], ops.Swap[self.swap.upper()],
                  ops.Retrigger[self.retrigger.upper()], ops.Applies[self.applies.upper()],
                  self.expand_steps, self.max_returned or 0, budget, merge_slot,
-                 int(self.scores == "joint"), _signed(self.seed), _signed(self.seed >> 32), 0],
+                 int(self.scores == "joint"), _signed(seed), _signed(seed >> 32), 0],
                 [self.threshold, self.trigger_rate])
 
 

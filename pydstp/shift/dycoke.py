@@ -41,6 +41,7 @@ class DyCoke:
 
     is_tempered = False
     sees_change = True
+    apply_to_last_prefill_row = False
 
     def __post_init__(self) -> None:
         require_float("threshold", self.threshold, -math.inf)
@@ -60,10 +61,12 @@ class DyCoke:
         """
         return checked_anchor(self.anchor_layer, 3, num_layers, first_layer)
 
-    def policy(self, num_base: int, step: int) -> tuple[list[int], list[float]]:
+    def policy(self, num_base: int, step: int,
+               request_idx: int = 0) -> tuple[list[int], list[float]]:
         """The rows of `ShiftState.policy` and `policy_float` in decode step `step`.
 
-        The first step has none before it, and always selects.
+        The first step has none before it, and always selects. Nothing is drawn, so `request_idx`
+        changes nothing.
         """
         words = [0] * len(ops.PolicyWord)
         trigger = ops.Trigger.EVERY if step == 1 else ops.Trigger.RISD

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydstp.config import names_unknown_options, require_float, require_int
+from pydstp.config import names_unknown_options, require_choice, require_float, require_int
 from pydstp.errors import OptionError, show
 from pydstp.shift.dstp import DSTP
 
@@ -55,8 +55,7 @@ class SketchReturn:
 
     def __post_init__(self) -> None:
         require_int("max_returned", self.max_returned, 0, MAX_RETURNED)
-        if self.bits not in BITS or isinstance(self.bits, bool):
-            raise OptionError(f"bits: expected one of {BITS}, got {show(self.bits)}")
+        require_choice("bits", self.bits, BITS)
         if not isinstance(self.per_head, bool):
             raise OptionError(f"per_head: expected True or False, got {show(self.per_head)}")
         if self.mass is not None:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydstp import ops
-from pydstp.config import names_unknown_options, require_float, require_int
+from pydstp.config import names_unknown_options, require_choice, require_float, require_int
 from pydstp.errors import OptionError, show
 from pydstp.shift.in_step import checked_anchor
 
@@ -41,7 +41,11 @@ class VisionPulse:
         fixed_share: for budget="fixed", None otherwise.
         importance: tokens are ranked by the anchor layer's attention, mean over heads, as it is
             ("plain"), or at `temperature` as well ("tempered").
-        seed: for budget="random".
+        seed: for budget="random"; draws are keyed by seed, step and request (its place in a batch
+            that shares one policy, its turn in a chat).
+        apply_to_last_prefill_row: the last token of the prompt selects too: it runs once more, as a
+            decode step, and the first token of the answer comes from that. False: the first token
+            comes from the prompt as it is.
 
     Raises:
         OptionError: a value outside its range, or an unknown option.
@@ -55,6 +59,7 @@ class VisionPulse:
     fixed_share: float | None = None
     importance: str = "plain"
     seed: int = 0
+    apply_to_last_prefill_row: bool = False
 
     sees_change = False
 
@@ -65,10 +70,11 @@ class VisionPulse:
         require_float("max_share", self.max_share, 0.0, 1.0, open_low=True)
         require_float("min_share", self.min_share, 0.0, self.max_share)
         require_int("seed", self.seed, 0)
+        if not isinstance(self.apply_to_last_prefill_row, bool):
+            raise OptionError("apply_to_last_prefill_row: expected True or False, got "
+                              f"{show(self.apply_to_last_prefill_row)}")
         for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise OptionError(f"{name}: expected one of {known}, "
-                                  f"got {show(getattr(self, name))}")
+            require_choice(name, getattr(self, name), known)
         if (self.budget == "fixed") != (self.fixed_share is not None):
             raise OptionError("fixed_share: expected a share with budget='fixed' and None "
                               f"otherwise, got {show(self.fixed_share)} with "
@@ -94,8 +100,9 @@ class VisionPulse:
         default = math.floor(17 / 36 * num_layers + 0.5)
         return checked_anchor(self.anchor_layer, default, num_layers, first_layer)
 
-    def bounds(self, num_base: int, step: int) -> tuple[int, int]:
-        """The fewest and the most tokens that decode step `step` may read, of `num_base`.
+    def bounds(self, num_base: int, step: int, request_idx: int = 0) -> tuple[int, int]:
+        """The fewest and the most tokens that decode step `step` may read, of `num_base`; step 0
+        is the last token of the prompt.
 
         The upper bound wins where no whole number lies between the shares, and 1 over both.
         """
@@ -106,13 +113,15 @@ class VisionPulse:
         high = max(1, math.floor(self.max_share * num_base + 1e-9))
         low = min(max(1, math.ceil(self.min_share * num_base - 1e-9)), high)
         if self.budget == "random":
-            low = high = random.Random(f"{self.seed} {step}").randint(low, high)
+            key = f"{self.seed} {step}" + (f" {request_idx}" if request_idx else "")
+            low = high = random.Random(key).randint(low, high)
         return low, high
 
-    def policy(self, num_base: int, step: int) -> tuple[list[int], list[float]]:
+    def policy(self, num_base: int, step: int,
+               request_idx: int = 0) -> tuple[list[int], list[float]]:
         """The rows of `ShiftState.policy` and `policy_float` in decode step `step`."""
         words = [0] * len(ops.PolicyWord)
-        low, high = self.bounds(num_base, step)
+        low, high = self.bounds(num_base, step, request_idx)
         words[ops.PolicyWord.SWAP] = ops.Swap.TOP
         words[ops.PolicyWord.MIN_BUDGET], words[ops.PolicyWord.BUDGET] = low, high
         words[ops.PolicyWord.JOINT] = int(self.importance == "tempered")

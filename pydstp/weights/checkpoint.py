@@ -53,6 +53,8 @@ def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
     """The folder; `CheckpointError` if there is none, or if it cannot be read."""
     if not isinstance(path, str | os.PathLike):
         raise OptionError(f"path: expected the path of a folder, got {show(path)}")
+    if not os.fspath(path):
+        raise CheckpointError("path: expected the path of a folder, got an empty one")
     folder = Path(path)
     if os.path.isfile(folder):
         raise CheckpointError(f"{folder}: expected the folder of a checkpoint, got a file")
@@ -80,7 +82,9 @@ def inside(folder: Path, name: str) -> Path:
     homes = [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]
     target = Path(os.path.realpath(root / name))
     if not any(target.is_relative_to(home) for home in homes):
-        raise CheckpointError(f"{folder / name}: a link that leads out of the folder, to {target}")
+        raise CheckpointError(f"{folder / name}: expected a file of this folder, got a link that "
+                              f"leads out of the folder, to {target}; name the folder that holds "
+                              "the files, or copy them")
     if target.exists() and not target.is_file():
         raise CheckpointError(f"{folder / name}: expected a regular file")
     return folder / name

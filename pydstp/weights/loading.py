@@ -27,9 +27,9 @@ Progress = Callable[[int, int], None]
 
 
 def load_model(checkpoint: Checkpoint, config: VLMConfig, dtype: torch.dtype,
-               progress: Progress | None = None, *,
-               int8_pool: ops.ThreadPool | None = None) -> nn.Module:
-    """The model with its weights, on the CPU.
+               progress: Progress | None = None, *, int8_pool: ops.ThreadPool | None = None,
+               device: torch.device | str = "cpu") -> nn.Module:
+    """The model with its weights.
 
     The head is a tensor of its own where the checkpoint has one, otherwise the embedding table.
     Beside the weights, memory holds one block (`BLOCK_BYTES`, or one row where that is more).
@@ -39,6 +39,7 @@ def load_model(checkpoint: Checkpoint, config: VLMConfig, dtype: torch.dtype,
         progress: called as `progress(tensors_done, tensors_total)`.
         int8_pool: None, or hold the matrices of `models/quantised.py` in 8 bits; they are quantised
             from the numbers of the file, block by block, on this pool.
+        device: where the weights lie. Matrices in 8 bits are made on the CPU and then moved.
 
     Raises:
         UnsupportedModelError: the tensors are quantised, or of something else than this family.
@@ -49,7 +50,7 @@ def load_model(checkpoint: Checkpoint, config: VLMConfig, dtype: torch.dtype,
     if plan.problems:
         error = UnsupportedModelError if plan.is_refused else CheckpointError
         raise error(f"{checkpoint.path}: {join(plan.problems)}")
-    places = _materialise(plan, dtype, int8_pool is not None)
+    places = _materialise(plan, dtype, int8_pool is not None, torch.device(device))
     done, total = 0, len(plan.tensors)
     in_file_order = sorted(plan.tensors, key=lambda pair: (pair[0].file, pair[0].offset))
     for path, tensors in groupby(in_file_order, key=lambda pair: pair[0].file):
@@ -63,6 +64,7 @@ def load_model(checkpoint: Checkpoint, config: VLMConfig, dtype: torch.dtype,
             done += 1
             if progress is not None:
                 progress(done, total)
+    _move(plan.model, places, torch.device(device))
     return plan.model
 
 
@@ -72,10 +74,9 @@ def resolve_dtype(checkpoint: Checkpoint, dtype: str = "auto") -> torch.dtype:
     "auto" keeps half precision for models of a billion parameters and more, as bfloat16 also where
     the file is float16 (the vision tower overflows float16), and is float32 otherwise.
     """
+    if not isinstance(dtype, str) or dtype not in ("auto", *DTYPES):
+        raise OptionError(f"dtype: expected 'auto', 'bfloat16' or 'float32', got {show(dtype)}")
     if dtype != "auto":
-        if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise OptionError(f"dtype: expected 'auto', 'bfloat16' or 'float32', "
-                              f"got {show(dtype)}")
         return DTYPES[dtype]
     half = sum(info.numel for info in checkpoint.tensors.values() if info.dtype in ("BF16", "F16"))
     total = num_parameters(checkpoint)
@@ -193,17 +194,26 @@ def _wrong_shapes(tensors: list[tuple[TensorInfo, Placement]]) -> list[str]:
 
 
 def _materialise(plan: LoadingPlan, dtype: torch.dtype,
-                 is_quantised: bool) -> dict[str, Tensor | ops.QuantisedMatrix]:
+                 is_quantised: bool,
+                 device: torch.device) -> dict[str, Tensor | ops.QuantisedMatrix]:
     """Give every parameter memory of its own, which is taken up as it is written to."""
     try:
         matrices = quantise(plan.model, plan.is_tied) if is_quantised else {}
         for module in plan.model.modules():
             for name, meta in list(module.named_parameters(recurse=False)):
-                data = ops.empty_in_huge_pages(*meta.shape, dtype=dtype)
+                data = ops.empty_in_huge_pages(*meta.shape, dtype=dtype, device=device)
                 module.register_parameter(name, nn.Parameter(data, requires_grad=False))
     except RuntimeError as error:
         raise CapacityError(f"memory: no room for the weights ({error})") from None
     return dict(plan.model.named_parameters()) | matrices
+
+
+def _move(model: nn.Module, places: dict[str, Tensor | ops.QuantisedMatrix],
+          device: torch.device) -> None:
+    """Matrices in 8 bits go where they are read, one after the other."""
+    for name in [name for name, place in places.items() if isinstance(place, ops.QuantisedMatrix)]:
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, places.pop(name).to(device))
 
 
 def _copy(file: MappedFile, info: TensorInfo, place: Tensor, transposed: bool) -> None:

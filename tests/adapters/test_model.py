@@ -43,6 +43,7 @@ def test_the_policy_may_be_a_file(tmp_path) -> None:
 @pytest.mark.parametrize("options, says", [
     ({"prunning": "fastv"}, "AdapterOptions: expected options among model, batch_size"),
     ({"pruning": "nonsense", "retention_ratio": 0.5}, "expected a pruning method among"),
+    ({"pruning": "fastv", "retention_ratio": "0.5,0.3"}, "retention_ratio: expected one ratio"),
     ({"pruning": 3}, "pruning: expected a text"), ({"model": 3}, "model: expected a text"),
     ({"pruning": "fastv"}, "retention_ratio, num_kept: expected one of the two"),
     ({"pruning": "fastv", "retention_ratio": "2"}, r"expected numbers in \(0, 1\]"),

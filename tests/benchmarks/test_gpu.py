@@ -40,10 +40,11 @@ def test_what_the_parts_run(commands, monkeypatch):
     monkeypatch.setattr(_C, "cuda_status", lambda: 0, raising=False)
     monkeypatch.setattr(_C, "cuda_architectures", lambda: "90a-real", raising=False)
     monkeypatch.setattr(gpu.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert [gpu.main(["--part", part]) for part in gpu.PARTS] == [0, 0, 0]
+    assert [gpu.main(["--part", part]) for part in gpu.PARTS] == [0] * 7
     assert [command[1] for command, _ in commands[:2]] == ["setup.py", "-m"]
     assert commands[0][1]["CMAKE_ARGS"].endswith("-DCMAKE_CUDA_ARCHITECTURES=90a-real")
-    assert [command[2] for command, _ in commands[2:]] == ["memcheck", "racecheck"]
+    assert [command[2] for command, _ in commands[3:5]] == ["memcheck", "racecheck"]
+    assert [command[-1] for command, _ in commands[5:]] == ["4b", "8b", "4b"]
     monkeypatch.setattr(gpu, "run", lambda command, **more: 3)
     assert gpu.main(["--part", "test"]) == 1
 

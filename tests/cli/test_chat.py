@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 
@@ -66,3 +67,20 @@ def test_a_file_that_is_no_picture_costs_its_turn_only(chat, model, tmp_path) ->
     out, err = chat(f"/image {text}", "What is this?", "Hello?")
     assert err.startswith("error: ")
     assert out == printed(answers(model, ("Hello?", [])))
+
+
+def test_pictures_of_a_message_that_was_stopped_go_with_the_next(
+        chat, model, picture, monkeypatch) -> None:
+    stopped = pydstp.CancelToken()
+    stopped.cancel()
+    tokens = iter([stopped, pydstp.CancelToken(), pydstp.CancelToken()])
+    monkeypatch.setattr("pydstp.repl.cancelled_by_ctrl_c", lambda: nullcontext(next(tokens)))
+    out, err = chat(f"/image {picture}", "Never read", "What is this?", "And why?")
+    assert out == printed(answers(model, ("What is this?", [picture]), ("And why?", [])))
+    assert "(stopped)" in err
+
+
+def test_log_probabilities_are_refused_where_nothing_would_show_them(capsys) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["chat", "--logprobs", "2"])
+    assert "--logprobs" in capsys.readouterr().err

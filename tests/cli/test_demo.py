@@ -43,6 +43,17 @@ def test_a_place_that_cannot_be_written_to_is_an_error(tmp_path, capsys) -> None
         assert capsys.readouterr().err.startswith("error: output: expected a file a picture can")
 
 
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--seed", "-5"], "seed: expected"),
+    (["--task", "haystack", "--output", ""], "output: expected"),
+])
+def test_odd_values_are_refused_in_one_line(arguments, words, model, capsys) -> None:
+    assert cli.main(["demo", "--model", model, *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert "error" not in out and err.startswith("error: ") and err.count("\n") == 1
+    assert words in err
+
+
 def test_the_task_list_is_that_of_the_package() -> None:
     parser = cli.build_parser()
     for task in TASKS:

@@ -63,7 +63,8 @@ def test_a_shrunk_picture_is_mentioned(model, picture, capsys) -> None:
 
 
 def test_every_sampling_parameter_has_a_flag() -> None:
-    names = {name.removeprefix("--").replace("-", "_") for name, _ in cli.SAMPLING_FLAGS}
+    flags = (*cli.SAMPLING_FLAGS, cli.LOGPROBS_FLAG)
+    names = {name.removeprefix("--").replace("-", "_") for name, _ in flags}
     assert names == {field.name for field in fields(SamplingParams)}
 
 
@@ -91,6 +92,7 @@ def test_what_is_not_given_is_left_to_the_checkpoint() -> None:
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--prompt", "p", "--model", "no/such/folder"], "no/such/folder"),
+    (["--prompt", "p", "--model", ""], "path: expected the path of a folder"),
     (["--prompt", "p", "--image", "missing.png"], "missing.png"),
     (["--prompt", "p", "--temperature", "-1"], "temperature: expected a finite number in [0, inf)"),
     (["--prompt", "p", "--dtype", "int3"], "int3"),

@@ -162,3 +162,20 @@ def test_values_of_the_wrong_kind_show_the_usage(flags, capsys) -> None:
         cli.main(["generate", "--prompt", "p", *flags])
     assert stopped.value.code == 2
     assert "usage: pydstp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flags", "note"), [
+    (["--shift", "recommended"], "note: dstp changed nothing: nothing was pruned (--pruning)"),
+    (["--pruning", "divprune", "--retention-ratio", "1", "--shift", "sketch"],
+     "note: divprune with sketch changed nothing: all visual tokens were kept"),
+    (["--shift", "visionpulse"], None), ([], None), (PRUNED, None)])
+def test_what_changed_nothing_is_said(flags, note, model, picture, capsys) -> None:
+    arguments = ["generate", "--model", model, "--image", picture, "--prompt", "What?", *SHORT]
+    assert cli.main([*arguments, *flags]) == 0
+    err = capsys.readouterr().err
+    assert note in err if note else "changed nothing" not in err
+
+
+def test_without_a_picture_nothing_is_pruned_and_that_is_said(model, capsys) -> None:
+    assert cli.main(["generate", "--model", model, "--prompt", "What?", *SHORT, *PRUNED]) == 0
+    assert "note: fastv changed nothing: there is no picture" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from pydstp.config import EngineConfig, SamplingParams
@@ -31,6 +32,7 @@ def test_sampling_values_of_any_kind_are_refused_by_name(options):
 
 @pytest.mark.parametrize("options", [
     dict(config={"max_batch": 1}), dict(config={}), dict(dtype=["float32"]), dict(dtype=object()),
+    dict(dtype=np.array(["auto", "float32"])),
     dict(device=object()), dict(device=["cpu"]), dict(progress=5), dict(path=object())])
 def test_engine_arguments_of_any_kind_are_refused_by_name(options):
     with pytest.raises(OptionError, match=rf"^{next(iter(options))}: expected") as caught:
@@ -46,6 +48,8 @@ def test_a_callback_that_cannot_be_called_is_refused_before_anything_runs(engine
 @pytest.mark.parametrize("message", [
     {"role": object(), "content": "x"}, {"role": "user", "content": "x", object(): 1},
     {"role": "user", "content": [{"type": object()}]},
+    {"role": np.array(["user", "x"]), "content": "x"},
+    {"role": "user", "content": [{"type": np.array([1, 2])}]},
     {"role": "user", "content": [{"type": "image_url", "image_url": {"url": object()}}]}])
 def test_messages_of_any_kind_are_refused_without_addresses(engine, message):
     with pytest.raises(PydstpError, match=r"^messages\[0\]") as caught:

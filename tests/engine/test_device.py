@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pydstp import _C, Engine, EngineConfig, ops
+from pydstp import _C, Engine, EngineConfig
 from pydstp.errors import CapacityError, DeviceError, OptionError
 from pydstp.weights.memory import available_on_gpu
 from tests.checkpoints import tiny_qwen3_vl
@@ -42,12 +42,6 @@ def test_a_machine_without_a_gpu_is_told_what_is_missing(options):
         pytest.skip("this machine has a GPU")
     with pytest.raises(DeviceError, match="^device: expected .* for 'cuda': "):
         Engine(tiny_qwen3_vl(), **options)
-
-
-def test_with_a_gpu_the_engine_says_that_it_does_not_use_it_yet(gpu):
-    assert ops.find_gpu() == torch.device("cuda", 0)
-    with pytest.raises(DeviceError, match="device: the engine runs on 'cpu' so far"):
-        Engine(tiny_qwen3_vl(), device="cuda")
 
 
 def test_what_does_not_fit_on_the_gpu_is_refused_with_its_sizes(gpu):

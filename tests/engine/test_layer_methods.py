@@ -20,6 +20,7 @@ from pydstp import DSTP, Engine, EngineConfig, OptionError, PruningConfig, Sampl
 from pydstp.kv_cache import BASE
 from pydstp.pruning import MergePlan, Pruner, VisualTokens, register_pruner
 from pydstp.pruning.base import STATISTICS
+from pydstp.pruning.merging import merged_rows
 from pydstp.pruning.registry import _PRUNERS
 from tests.checkpoints import reference_model, tiny_qwen3_vl
 from tests.compare import assert_matches
@@ -213,12 +214,10 @@ def plain_pruning(answer: Answer, num_tokens: int) -> PlainPruning:
 
 
 def test_the_largest_number_may_be_that_of_the_target() -> None:
-    from pydstp.prefill import _merge
-
     rows = torch.tensor([[1.0, 9.0], [5.0, 2.0], [3.0, 4.0], [7.0, 8.0]], dtype=torch.bfloat16)
     plan = MergePlan(torch.tensor([1, 3]), torch.tensor([[-2.0, 0, 0, 0], [0, 0, 0.5, 0]]), "max")
-    assert _merge(rows, plan).tolist() == [[5.0, 9.0], [7.0, 8.0]]
-    assert _merge(rows, replace(plan, reduce="sum")).tolist() == [[3.0, -16.0], [8.5, 10.0]]
+    assert merged_rows(rows, plan).tolist() == [[5.0, 9.0], [7.0, 8.0]]
+    assert merged_rows(rows, replace(plan, reduce="sum")).tolist() == [[3.0, -16.0], [8.5, 10.0]]
 
 
 @every_family

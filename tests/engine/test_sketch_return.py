@@ -188,6 +188,8 @@ def test_layers_below_the_first_return_nothing(engine):
     gains = [answer(engine, shift=SketchReturn(max_returned=4, first_layer=layer),
                     **options).shift.mean_visible - base for layer in range(num_layers + 1)]
     assert gains[-1] == 0
+    with pytest.raises(OptionError, match="^first_layer: expected at most num_layers"):
+        answer(engine, shift=SketchReturn(first_layer=num_layers + 1), **options)
     for layer, gain in enumerate(gains):
         assert gain == pytest.approx(gains[0] * (num_layers - layer) / num_layers)
 

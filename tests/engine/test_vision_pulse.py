@@ -256,7 +256,8 @@ def test_one_token_is_always_shown(engine):
     ({"budget": "fixed"}, "fixed_share"), ({"fixed_share": 0.1}, "fixed_share"),
     ({"budget": "fixed", "fixed_share": 0}, "fixed_share"),
     ({"budget": "fixed", "fixed_share": "all"}, "fixed_share"),
-    ({"importance": "max"}, "importance"), ({"seed": -1}, "seed"), ({"ratio": 1}, "ratio")])
+    ({"importance": "max"}, "importance"), ({"seed": -1}, "seed"), ({"ratio": 1}, "ratio"),
+    ({"apply_to_last_prefill_row": 1}, "apply_to_last_prefill_row")])
 def test_wrong_options_are_named(options, name):
     with pytest.raises(OptionError, match=name):
         VisionPulse(**options)

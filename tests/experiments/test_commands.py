@@ -31,7 +31,7 @@ def test_eval(tmp_path, capsys) -> None:
             assert row["kept"] < row["num_visual"] and row["mean_visible"] < 0.6
             assert (row["triggers"] > 0) == (shift != "none")
     out, err = capsys.readouterr()
-    assert out.count("\n| ") == 1 + 7 and "7 of 7: visionzip" in err
+    assert out.count("\n| ") == 1 + 7 and "7 of 7: trail: visionzip" in err
 
 
 def test_every_policy_and_every_method_makes_a_row(tmp_path) -> None:
@@ -143,6 +143,7 @@ def test_analyze(tmp_path, capsys) -> None:
     ("calibrate --task trail --layers 9", "monitor_layers: expected layers below"),
     ("calibrate --task trail --shift none", "--shift: expected dstp"),
     ("calibrate --task trail --retention-ratio 0.5", "--retention-ratio: expected --pruning"),
+    ("calibrate --task trail --bypass auto", "--bypass: expected 'never'"),
     ("calibrate --task trail --output missing/x.json", "--output: expected a file"),
     ("analyze --task nonsense --output x", "--task: expected names among"),
     ("analyze --task trail --output x --window 2", "window: expected an odd number"),

@@ -115,7 +115,7 @@ def test_several_tasks_and_what_they_leave(tmp_path, capsys) -> None:
                  "--json", str(tmp_path / "record.json")]
     assert cli.main(arguments) == 0
     out, err = capsys.readouterr()
-    assert "read\n\n| method" in out and "trail\n\n| method" in out and "6 of 6: fastv" in err
+    assert "read\n\n| m" in out and "trail\n\n| m" in out and "6 of 6: trail: fastv" in err
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     recorded = json.loads((tmp_path / "record.json").read_text())
     assert recorded["rows"] == rows

@@ -64,6 +64,7 @@ def test_refuses_what_is_no_folder(single: Path) -> None:
     refused("Qwen/Qwen3-VL-2B-Instruct", "folder on this machine")
     refused(single / "config.json", "got a file")
     refused("\0", "null byte")
+    refused("", "path: expected the path of a folder, got an empty one")
     with pytest.raises(OptionError, match="path: expected"):
         open_checkpoint(None)
 

@@ -47,7 +47,7 @@ def in_layers(names: set[str], count: int) -> set[str]:
     ({}, in_layers(DENSE, 4) | {"language_model.embed_tokens.weight"}),
     ({"tied": False}, in_layers(DENSE, 4) | {"language_model.lm_head.weight"}),
     ({"moe": True, "tied": False}, in_layers(SPARSE, 4) | {"language_model.lm_head.weight"}),
-], ids=str)
+], ids=["tied", "untied", "experts"])
 def test_decoder_matrices_experts_and_the_head(options: dict, expected: set[str]) -> None:
     model = load(tiny_qwen3_vl(**options), "bfloat16", "int8")
     assert matrices(model).keys() == expected

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pydstp.models import plans
+from pydstp.models.gemm import dequantised_gemm
 from pydstp.models.plans import Context
 from pydstp.models.quantised import is_quantised
 from tests import quantised_reference as reference
@@ -25,8 +27,8 @@ MODELS = {
 }
 NUM_TOKENS, NUM_DECODED = 40, 20
 # The logits of a model in 8 bits may be off by so many times what those of the same model in
-# bfloat16 are. Measured on 12 prompts: 1.4 to 2.3 times for the prompt, 1.8 to 2.9 for steps.
-WORSE_THAN_BFLOAT16 = 3
+# bfloat16 are. Measured on 12 prompts: 2.0 to 3.2 times for the prompt, 1.8 to 2.9 for steps.
+WORSE_THAN_BFLOAT16 = 3.5
 
 
 def text_only(model: nn.Module) -> Inputs:
@@ -55,8 +57,10 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_keys_and_values_of_a_prompt_are_those_of_the_same_numbers_in_fp32(
-    name: str, ctx: Context
+    name: str, ctx: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With rows of prompts that are not quantised (W8A16): the weights are where they belong."""
+    monkeypatch.setattr(plans, "quantised_gemm", dequantised_gemm)
     path = MODELS[name]()
     exact, in_int8 = load(path, "float32"), load(path, "float32", "int8")
     is_tied = exact.language_model.lm_head is None
@@ -72,6 +76,23 @@ def test_keys_and_values_of_a_prompt_are_those_of_the_same_numbers_in_fp32(
     expected, found = (runner.cache.text[:, 0, :NUM_TOKENS] for runner in runners)
     assert torch.isfinite(expected).all()
     assert gap(found, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_prompt_and_steps_store_the_same_keys_and_values(
+    name: str, dtype: str, ctx: Context
+) -> None:
+    """Bit for bit in the first layer, which nothing but products and norms comes before."""
+    model = load(MODELS[name](), dtype, "int8")
+    inputs = text_only(model)
+    prompt, steps = Runner(model, ctx), Runner(model, ctx)
+    prompt.prefill(inputs)
+    steps.prefill(Inputs(inputs.input_ids[:1], inputs.pixel_values, ()))
+    for token in inputs.input_ids[1:]:
+        steps.decode({0: int(token)})
+    first, second = (runner.cache.text[0, 0, :NUM_TOKENS] for runner in (prompt, steps))
+    assert torch.isfinite(first).all() and torch.equal(first, second)
 
 
 @pytest.mark.parametrize("name", ["tied", "head", "internvl"])

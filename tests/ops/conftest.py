@@ -1,5 +1,5 @@
 """Every op test runs once per implementation: the CPU tiers of this machine, then the twins, then,
-where there is one, the kernels on a GPU."""
+where there is one, the kernels on a GPU. Where tiers share one function, the best one runs it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from tests.generators import DTYPES
 
 CUDA = "cuda"
 GPUS = [CUDA] if torch.cuda.is_available() else []  # test_cuda.py has a test that says so
-CPU_ONLY = {"test_prefill_attention", "test_quantised"}
+CPU_ONLY = {"test_prefill_attention", "test_isa"}
+NO_TWIN = {"test_prefill_attention"}  # "simt" would run portable again
+ONE_FOR_ALL_TIERS = {  # and their sources in csrc/cpu; test_isa.py looks whether it is still so
+    "test_argmax": {"argmax"}, "test_kv_rows": {"kv_rows"}, "test_mean_kv": {"mean_kv"},
+    "test_shift": {"shift_detect", "shift_select"},
+    "test_shift_rules": {"shift_detect", "shift_select"},
+}  # fmt: skip
 
 
 class DrawnOnCpu(TorchFunctionMode):
@@ -29,14 +35,30 @@ class DrawnOnCpu(TorchFunctionMode):
         return function(*args, **kwargs, device="cpu").to(torch.get_default_device())
 
 
-@pytest.fixture(params=[*ops.available_isas(), *GPUS])
+def implementations(module: str) -> list[str]:
+    """What the tests of a module that ask for `isa` run on."""
+    tiers = ops.available_isas()
+    if module in ONE_FOR_ALL_TIERS:
+        tiers = [tier for tier in tiers if tier in (tiers[0], "simt")]
+    if module in NO_TWIN:
+        tiers = [tier for tier in tiers if tier != "simt"]
+    return [*tiers, *([] if module in CPU_ONLY else GPUS)]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "isa" in metafunc.fixturenames:
+        module = metafunc.module.__name__.rpartition(".")[2]
+        metafunc.parametrize("isa", implementations(module), indirect=True)
+
+
+@pytest.fixture
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """The implementation that ops use during the test; simt runs in shuffled order.
 
     With "cuda", the tensors that a test makes lie on the GPU.
     """
     if request.param == CUDA:
-        yield from _on_gpu(request.module.__name__.rpartition(".")[2])
+        yield from _on_gpu()
         return
     ops.set_isa(request.param)
     if request.param == "simt":
@@ -45,9 +67,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     ops.set_isa(None)
 
 
-def _on_gpu(module: str) -> Iterator[str]:
-    if module in CPU_ONLY:
-        pytest.skip("an operation of the CPU alone")
+def _on_gpu() -> Iterator[str]:
     torch.set_default_device(CUDA)
     with DrawnOnCpu():
         yield CUDA

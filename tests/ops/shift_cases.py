@@ -34,9 +34,8 @@ def assert_same_state(actual: ShiftState, expected: ShiftState, is_exact: bool =
 
 def assert_same_lists(actual: Tensor, expected: Tensor, lengths: Tensor) -> None:
     """[..., capacity] lists, compared up to their lengths."""
-    for got, wanted, length in zip(actual.flatten(0, -2), expected.flatten(0, -2),
-                                   lengths.flatten().tolist(), strict=True):
-        assert_bitwise(got[:length], wanted[:length])
+    is_listed = torch.arange(actual.shape[-1]) < lengths.unsqueeze(-1)
+    assert_bitwise(actual * is_listed, expected * is_listed)
 
 
 def fill_list(indices: Tensor, length: Tensor, slots: Tensor) -> None:

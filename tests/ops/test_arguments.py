@@ -27,10 +27,13 @@ MONITOR = ops.Monitor(torch.zeros(2, 4), None, torch.ones(2, 4), torch.zeros(2, 
 STATE = ops.ShiftState.allocate(2, 4, 3, 4)
 HEADS = {"num_heads": 2, "num_kv_heads": 1, "eps": 1e-6}
 MATRIX = ops.QuantisedMatrix.allocate(5, 8)
+SAMPLING = ops.SamplingState.allocate(4, 7)
 QKV, ROPE = torch.ones(3, 32), torch.ones(3, 8)
 
 ARGUMENTS: dict[Callable, dict] = {
     ops.linear: {"x": X, "weight": W, "bias": torch.ones(5), "out": torch.ones(3, 5)},
+    ops.expert_linear: {"x": X, "weight": W.repeat(2, 1, 1), "expert_idx": TWO[:1].repeat(3),
+                        "out": torch.ones(3, 5)},
     ops.rms_norm: {"x": X, "weight": W[0], "eps": 1e-6, "residual": X.clone(), "out": X.clone()},
     ops.silu_and_mul: {"gate_up": X, "out": torch.ones(3, 4)},
     ops.qk_norm_rope: {"qkv": QKV, "q_weight": W[0], "k_weight": W[0], "cos_sin": ROPE, **HEADS},
@@ -44,8 +47,15 @@ ARGUMENTS: dict[Callable, dict] = {
                           "workspace": torch.ones(160), "monitor": MONITOR},
     ops.argmax: {"x": X, "workspace": torch.ones(2, 3, 1),
                  "out": torch.zeros(3, dtype=torch.int32)},
+    ops.sample_tokens: {"logits": X[:, :7].contiguous(), "state": SAMPLING,
+                        "seq_idx": torch.zeros(3, dtype=torch.int32),
+                        "workspace": ops.sampling_workspace(3, SAMPLING),
+                        "out": torch.zeros(3, dtype=torch.int32),
+                        "status": torch.zeros(1, dtype=torch.int32)},
     ops.prefill_attention: {"q": torch.ones(2, 4, 8), "k": K, "v": K, "scale": 1.0,
                             "segments": [2], "visible_len": TWO + 1, "out": torch.ones(2, 4, 8)},
+    ops.attention_sums: {"q": torch.ones(2, 4, 8), "k": K, "scale": 1.0, "visible_len": TWO + 1,
+                         "out": torch.ones(2, 2)},
     ops.mean_kv: {"visual": VISUAL, "seq_idx": TWO, "indices": torch.zeros(2, 4, dtype=torch.int32),
                   "index_len": TWO, "dst_slot": TWO, "status": torch.zeros(1, dtype=torch.int32)},
     ops.shift_detect: {"state": STATE, "seq_idx": TWO - 1, "phase": ops.Phase.END,
@@ -59,7 +69,8 @@ ARGUMENTS: dict[Callable, dict] = {
 }
 # A batch may be shorter than max_batch here: only a longer one is wrong. So may some rows.
 ANY_LENGTH = {(op, "seq_idx") for op in (ops.mean_kv, ops.shift_detect, ops.shift_select)}
-ANY_LENGTH |= {(ops.quantise_rows, "x"), (ops.dequantise_rows, "out")}
+ANY_LENGTH |= {(ops.quantise_rows, "x"), (ops.dequantise_rows, "out"),
+               (ops.expert_linear, "weight")}
 
 TENSORS = [(op, name) for op, arguments in ARGUMENTS.items()
            for name, value in arguments.items() if isinstance(value, torch.Tensor)]
@@ -138,14 +149,23 @@ def test_a_tensor_with_holes_is_refused(op, name, pool):
     (ops.prefill_attention, {"k": K[:1], "v": K[:1]}, "segments: .* for 2 queries and 1 keys"),
     (ops.prefill_attention, {"visible_len": TWO + 3}, "visible_len: expected .*, got 3 at element"),
     (ops.prefill_attention, {"visible_len": TWO - 1, "segments": None}, r"visible_len.* got -1"),
+    (ops.attention_sums, {"q": torch.ones(2, 3, 8)}, "q: expected a multiple of 2 heads, got 3"),
+    (ops.attention_sums, {"q": torch.ones(2, 4, 7)}, "q: expected an even head_dim, got 7"),
+    (ops.attention_sums, {"visible_len": TWO + 3}, "visible_len: expected .*, got 3 at element"),
     (ops.prefill_attention, {"scale": None}, "prefill_attention: expected numbers .*, got None"),
     (ops.attention_probs, {"monitor": None}, "monitor: expected a Monitor, got NoneType"),
     (ops.argmax, {"x": torch.ones(3, 0)}, r"x: expected rows of 1 to 2\^24 - 1 numbers, got 0"),
+    (ops.sample_tokens, {"logits": X[:, :0]}, r"logits: expected rows of 1 to 2\^20 .*, got 0"),
+    (ops.sample_tokens, {"state": STATE}, "state: expected a SamplingState, got ShiftState"),
+    (ops.sample_tokens, {"state": ops.SamplingState.allocate(4, 8)}, r"state.marks: .*, 7\], got"),
+    (ops.sample_tokens, {"workspace": ops.sampling_workspace(2, SAMPLING)}, "workspace: .* bytes"),
     (ops.shift_detect, {"state": MONITOR}, "state: expected a ShiftState, got Monitor"),
     (ops.shift_detect, {"phase": 3}, "phase: expected a Phase, got 3"),
     (ops.shift_detect, {"phase": None}, "phase: expected a Phase, got None"),
     (ops.shift_detect, {"seq_idx": TWO.repeat(2)}, "seq_idx: expected at most max_batch = 2 rows"),
     (ops.shift_select, {"group_idx": 1}, r"group_idx: expected an int in \[0, 1\), got 1"),
+    (ops.expert_linear, {"weight": W}, r"weight: expected shape \[num_experts, .* got \[5, 8\]"),
+    (ops.expert_linear, {"weight": MATRIX}, "weight: expected shape .*, got QuantisedMatrix"),
     (ops.quantised_linear, {"weight": W}, "weight: expected a QuantisedMatrix, got Tensor"),
     (ops.quantised_linear, {"weight": ops.QuantisedMatrix.allocate(2, 5, 8)},
      r"weight.codes: expected shape \[1, 1, 32, 16, 4\], got \[2, 1, 1, 32, 16, 4\]"),

@@ -91,9 +91,10 @@ def test_no_launcher_takes_arguments_of_another_number(name):
 def test_every_op_of_a_decode_step_has_a_launcher():
     kernels = {name[:-5] for name in dir(_C) if name.endswith("_cuda")}
     assert kernels == {
-        "argmax", "attention_return", "decode_attention", "gather_kv", "linear", "mean_kv",
-        "qk_norm_rope", "rms_norm", "shift_detect", "shift_select", "silu_and_mul", "sketch_keys",
-        "sketch_scale", "store_kv"}
+        "argmax", "attention_return", "decode_attention", "dequantise_rows", "expert_linear",
+        "gather_kv", "linear", "mean_kv", "qk_norm_rope", "quantise_rows",
+        "quantised_expert_linear", "quantised_linear", "rms_norm", "sample_tokens", "shift_detect",
+        "shift_select", "silu_and_mul", "sketch_keys", "sketch_scale", "store_kv"}
 
 
 @needs_build

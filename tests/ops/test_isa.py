@@ -13,6 +13,7 @@ import torch
 from pydstp import ops
 from pydstp.errors import OptionError
 from tests.generators import normal
+from tests.ops.conftest import ONE_FOR_ALL_TIERS
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCTION = [isa for isa in ops.available_isas() if isa in ("avx512bf16", "avx2", "portable")]
@@ -40,7 +41,6 @@ def test_an_unknown_tier_is_refused(tier):
         ops.set_isa(tier)
 
 
-@pytest.mark.parametrize("isa", ops.available_isas(), indirect=True)
 def test_implementations_agree_closely(isa, dtype, pool):
     x, weight = normal(3, 1025, dtype=dtype), normal(97, 1025, dtype=dtype, seed=1)
     ops.set_isa("portable")
@@ -48,6 +48,15 @@ def test_implementations_agree_closely(isa, dtype, pool):
     ops.set_isa(isa)
     error = (ops.linear(x, weight, pool=pool).float() - expected).abs().max()
     assert error <= (1e-5 if dtype == torch.float32 else 2**-8) * expected.abs().max()
+
+
+@pytest.mark.parametrize("module", ONE_FOR_ALL_TIERS)
+def test_what_is_tested_on_one_tier_is_compiled_once(module):
+    text = (ROOT / "CMakeLists.txt").read_text()
+    tiered = re.search(r"set\(tiered_sources\s([^)]*)\)", text).group(1).split()
+    assert "csrc/cpu/linear.cpp" in tiered
+    for name in ONE_FOR_ALL_TIERS[module]:
+        assert f"csrc/cpu/{name}.cpp" in text and f"csrc/cpu/{name}.cpp" not in tiered
 
 
 @pytest.mark.parametrize("tier", ["avx2", "avx512bf16"])

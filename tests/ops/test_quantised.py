@@ -106,10 +106,11 @@ def test_products_are_those_of_the_definition(isa, dtype, shape, tokens, pool):
 def test_the_largest_sums_are_exact(isa, pool):
     """Every code is +-127: pairs of products do not fit 16 bits."""
     for sign in (1.0, -1.0):
-        weight, x = torch.full((17, 384), sign), torch.ones(3, 384)
-        out = ops.quantised_linear(x, quantised(weight, pool), pool=pool)
-        assert_bitwise(out, reference.quantised_linear(x, weight))
-        assert ((out - sign * 384).abs() <= 384 * 2**-8).all()  # the scales are bfloat16
+        for tokens in (3, 11):
+            weight, x = torch.full((17, 384), sign), torch.ones(tokens, 384)
+            out = ops.quantised_linear(x, quantised(weight, pool), pool=pool)
+            assert_bitwise(out, reference.quantised_linear(x, weight))
+            assert ((out - sign * 384).abs() <= 384 * 2**-8).all()  # the scales are bfloat16
 
 
 @pytest.mark.parametrize("in_features", [127, 300, 1025])
@@ -124,27 +125,43 @@ def test_the_error_is_at_most_half_a_step(isa, in_features, pool):
     assert ((by_weights - exact).abs() <= reference.weight_error(x, weight) + rounding).all()
 
 
+@pytest.mark.parametrize("shape", [(5, 130), (64, 128), (90, 300)], ids=str)
+@pytest.mark.parametrize("tokens", [9, 10, 47, 48, 49, 101])
+def test_many_tokens_are_those_of_the_definition(isa, dtype, shape, tokens, pools):
+    """Panels of 48 tokens and blocks of 64 outputs, whole ones and rests of every size."""
+    weight = spiky(*shape, dtype=dtype, seed=1) / shape[1] ** 0.5
+    x = spiky(tokens, shape[1], dtype=dtype, seed=7)
+    expected = reference.quantised_linear(x, weight)
+    for pool in pools:
+        out, matrix = Guarded(tokens, shape[0], dtype=dtype), quantised(weight, pool)
+        ops.quantised_linear(x, matrix, pool=pool, out=out.tensor)
+        out.check()
+        assert_bitwise(out.tensor, expected)
+
+
 @pytest.mark.parametrize("in_features", [97, 516])
 def test_a_token_is_the_same_alone_and_in_any_batch_on_any_threads(isa, dtype, in_features, pools):
-    x = spiky(19, in_features, dtype=dtype, seed=1)
+    x = spiky(103, in_features, dtype=dtype, seed=1)
     matrix = quantised(normal(769, in_features, seed=2), pools[0])
     alone = torch.cat([ops.quantised_linear(row, matrix, pool=pools[0]) for row in x.split(1)])
     for pool in pools:
-        for size in (2, 3, 7, 8, 19):
+        for size in (2, 3, 7, 8, 9, 19, 50, 103):
             blocks = [ops.quantised_linear(b, matrix, pool=pool) for b in x.split(size)]
             assert_bitwise(torch.cat(blocks), alone)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("place", [0, 128, 299])
-def test_a_token_that_is_not_finite_is_nan_and_its_neighbours_are_not(isa, dtype, bad, place, pool):
+@pytest.mark.parametrize("tokens", [8, 13])
+def test_a_token_that_is_not_finite_is_nan_and_its_neighbours_are_not(
+        isa, dtype, bad, place, tokens, pool):
     matrix = quantised(normal(97, 300, seed=2), pool)
-    x = normal(8, 300, dtype=dtype, seed=1)
+    x = normal(tokens, 300, dtype=dtype, seed=1)
     expected = ops.quantised_linear(x, matrix, pool=pool)
     x[3, place] = bad
     out = ops.quantised_linear(x, matrix, pool=pool)
     assert torch.isnan(out[3]).all()
-    others = [i for i in range(8) if i != 3]
+    others = [i for i in range(tokens) if i != 3]
     assert_bitwise(out[others], expected[others])
 
 

@@ -55,7 +55,7 @@ class TestMessages:
         ([{"role": "user", "content": [{"type": "text"}]}], [], r"\[0\].text: .* got NoneType"),
         ([{"role": "user", "content": [{"type": "audio"}]}], [], "got 'audio'"),
         ([{"role": "user", "content": [{}]}], [], "expected 'text', 'image'.*, got None"),
-        ([{"role": "user", "content": [{"type": []}]}], [], "got None"),
+        ([{"role": "user", "content": [{"type": []}]}], [], r"got \[\]"),
         ([{"role": "user", "content": [{"type": "video", "video": "v"}]}], [],
          r"messages\[0\].content\[0\]: video is not supported"),
         ([{"role": "user", "content": [{"type": "video_url"}]}], [], "video is not supported"),

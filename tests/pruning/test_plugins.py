@@ -65,7 +65,7 @@ def test_indices_of_many_kinds_are_taken(answer) -> None:
     ({0, 2, 5, 6, 9}, "kept: expected indices, got {"), (object(), "kept: expected indices, got <"),
     (Selection(None), "kept: expected indices, got None"),
     (Selection(torch.tensor([0, 2, 5]), merge=[6, 9]), "merge: expected a MergePlan or None, got"),
-], ids=str)
+])
 def test_a_wrong_answer_is_an_error_that_names_the_method(answer, message) -> None:
     with pytest.raises(PydstpError, match=f"pruning method 'mine'.*{message}"):
         run(answer)

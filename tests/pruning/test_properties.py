@@ -17,7 +17,6 @@ from tests.compare import assert_bitwise
 from tests.pruning.samples import GRIDS, count, make_tokens
 
 
-@register_pruner("longest")
 @dataclass(frozen=True)
 class Longest(Pruner):
     """Keeps the tokens whose features are longest: a plug-in in ten lines."""
@@ -29,15 +28,16 @@ class Longest(Pruner):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _forget_the_plug_in() -> Iterator[None]:
+def _plug_in() -> Iterator[None]:
+    register_pruner("longest")(Longest)
     yield
     _PRUNERS.pop("longest")
 
 
-OURS = [name for name in available_pruners() if name == "longest" or
-        pruner_class(name).__module__.startswith("pydstp.")
-        and not pruner_class(name).acts_on_picture  # resize: see tests/prompts/test_resize.py
-        and not pruner_class(name).acts_on_cache]  # look_m: see tests/engine/test_look_m.py
+OURS = ["longest", *(
+    name for name in available_pruners() if pruner_class(name).__module__.startswith("pydstp.")
+    and not pruner_class(name).acts_on_picture  # resize: see tests/prompts/test_resize.py
+    and not pruner_class(name).acts_on_cache)]  # look_m: see tests/engine/test_look_m.py
 PRUNING = [name for name in OURS if name != "none"]
 VARIANTS = [(name, {}) for name in PRUNING] + [
     ("longest", {"power": 1.0}), ("fastv", {"quota": "span"}), ("divprune", {"quota": "global"}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,6 +35,12 @@ class Prompt:
     def features(self) -> Tensor:
         """[N, hidden] embeddings of the visual tokens."""
         return self.x[self.visual_rows]
+
+
+def without_last_row(prompt: Prompt) -> Prompt:
+    """The prompt but for its last token, which is text."""
+    return replace(prompt, ids=prompt.ids[:-1], x=prompt.x[:-1],
+                   positions=prompt.positions[:, :-1], next_position=prompt.next_position - 1)
 
 
 def encode_prompt(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Prompt:

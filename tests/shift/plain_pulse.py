@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from tests.shift.plain_model import PlainModel
 from tests.shift.plain_policy import View
-from tests.shift.plain_prompt import Prompt
+from tests.shift.plain_prompt import Prompt, without_last_row
 from tests.shift.plain_pruning import PlainPruning
 from tests.shift.plain_sequence import RowViews
 
@@ -40,6 +40,7 @@ class PlainPulse:
     max_share: str = "0.1"
     fixed_share: str | None = None
     importance: str = "plain"
+    apply_to_last_prefill_row: bool = False
 
     def bounds(self, num_base: int) -> tuple[int, int]:
         """The fewest and the most tokens of a step."""
@@ -170,19 +171,21 @@ class PlainPulseModel:
 
 @dataclass(frozen=True)
 class PulseResult:
-    """A greedy answer; decode step l is steps[l - 1]. base: what the policy selects from."""
+    """A greedy answer; decode step l is steps[l - 1]. base: what the policy selects from.
+    on_prompt: what the last row of the prompt selected."""
 
     tokens: list[int]
     logits: Tensor
     steps: list[PulseStep]
     base: list[int]
+    on_prompt: tuple[PulseStep, ...] = ()
 
     def is_clear(self) -> bool:
         """Whether other arithmetic must come to the same decisions."""
-        best = self.logits.topk(2, dim=-1).values
+        best, steps = self.logits.topk(2, dim=-1).values, (*self.on_prompt, *self.steps)
         return (float((best[:, 0] - best[:, 1]).min()) > 1e-3
-                and min(step.budget_margin for step in self.steps) > 1e-2
-                and min(step.selection_gap for step in self.steps) > 2e-5)
+                and min(step.budget_margin for step in steps) > 1e-2
+                and min(step.selection_gap for step in steps) > 2e-5)
 
     @property
     def selecting_steps(self) -> list[int]:
@@ -194,19 +197,24 @@ class PulseResult:
 def pulse_answer(model: PreTrainedModel, prompt: Prompt, pruning: PlainPruning | None,
                  pulse: PlainPulse | PlainDyCoke, *, num_tokens: int,
                  reserve: str = "side") -> PulseResult:
-    """`num_tokens` greedy tokens; the first comes from the prompt as it is."""
-    pulsed = PlainPulseModel(model, prompt, pruning, pulse, reserve)
-    plain = pulsed.plain
-    last = plain.forward([], [])[-1].output[plain.sequence.num_prompt - 1]
-    logits, tokens, views, steps = [plain.decoder.logits(last)], [], [], []
-    tokens.append(int(logits[0].argmax()))
-    while len(tokens) < num_tokens:
+    """`num_tokens` greedy tokens; the first comes from the prompt as it is, or, with
+    `apply_to_last_prefill_row`, from its last token as if that were the first of the answer."""
+    fed = prompt.ids[-1:] if getattr(pulse, "apply_to_last_prefill_row", False) else []
+    pulsed = PlainPulseModel(model, without_last_row(prompt) if fed else prompt, pruning, pulse,
+                             reserve)
+    plain, logits, tokens, views, steps = pulsed.plain, [], [*fed], [], []
+    if not fed:
+        last = plain.forward([], [])[-1].output[plain.sequence.num_prompt - 1]
+        logits.append(plain.decoder.logits(last))
+        tokens.append(int(logits[0].argmax()))
+    while len(logits) < num_tokens:
         step, shown = pulsed.step(tokens, views, steps[-1] if steps else None)
         steps.append(step)
         views.append(shown)
         logits.append(step.logits)
         tokens.append(int(step.logits.argmax()))
-    return PulseResult(tokens, torch.stack(logits), steps, list(pulsed.base))
+    return PulseResult(tokens[len(fed):], torch.stack(logits), steps[len(fed):], list(pulsed.base),
+                       tuple(steps[:len(fed)]))
 
 
 def everything(pulse: PlainPulse) -> PlainPulse:

@@ -39,7 +39,7 @@ from tests.shift.plain_pulse import PlainDyCoke, PlainPulse, PulseResult, pulse_
 from tests.shift.test_against_plain import on_tier
 
 METHODS = ("none", "fastv", "divprune", "visionzip")
-NUM_CASES, NUM_EMULATED, NUM_INTERNVL, NUM_DYCOKE = 24, 8, 6, 16
+NUM_CASES, NUM_EMULATED, NUM_INTERNVL, NUM_DYCOKE, NUM_LAST_ROW = 24, 8, 6, 16, 8
 SHARES = (("0.05", "0.1"), ("0.01", "0.05"), ("0.2", "0.9"), ("0", "1"), ("0.3", "0.31"))
 
 
@@ -131,6 +131,13 @@ def draw_internvl(rng: random.Random, index: int) -> PulseCase:
                      rng.randint(8, 12), "none", 1.0, 0, "auto", draw_pulse(rng, 0, 4), True)
 
 
+def draw_last_row(rng: random.Random, index: int) -> PulseCase:
+    """The last row of the prompt selects too, of few tokens, so that it makes a difference."""
+    case = (draw_internvl if index % 4 == 3 else draw)(rng, index)
+    return replace(case, pulse=replace(case.pulse, apply_to_last_prefill_row=True,
+                                       max_share="0.31"))
+
+
 def draw_dycoke(rng: random.Random, index: int) -> PulseCase:
     case = (draw_internvl if index % 5 == 4 else draw)(rng, index)
     return replace(case, pulse=PlainDyCoke(
@@ -214,6 +221,11 @@ def test_the_engine_does_what_the_plain_method_does(index):
 @pytest.mark.parametrize("index", range(NUM_INTERNVL))
 def test_so_it_does_on_internvl(index):
     check(*solve(index, draw_internvl))
+
+
+@pytest.mark.parametrize("index", range(NUM_LAST_ROW))
+def test_so_it_does_from_the_last_row_of_the_prompt_on(index):
+    check(*solve(index, draw_last_row))
 
 
 @pytest.mark.parametrize("index", range(NUM_DYCOKE))

@@ -62,6 +62,11 @@ PYDSTP_KERNEL misaligned_read_kernel(ReverseParams p) {
   p.out[thread_idx()] = static_cast<float>(bytes.words[0]);
 }
 
+PYDSTP_KERNEL misaligned_word_kernel(ReverseParams p) {
+  const uint32_t word = stream_4(reinterpret_cast<const char*>(p.in) + thread_idx());
+  p.out[thread_idx()] = static_cast<float>(word);
+}
+
 int run(const std::string& name, const ReverseParams& p) {
   const Grid grid{2};
   const int64_t bytes = kThreads * sizeof(float);
@@ -84,6 +89,9 @@ int run(const std::string& name, const ReverseParams& p) {
   }
   if (name == "misaligned_read") {
     return PYDSTP_LAUNCH(misaligned_read_kernel, Grid{1}, kThreads, 0, nullptr, p);
+  }
+  if (name == "misaligned_word") {
+    return PYDSTP_LAUNCH(misaligned_word_kernel, Grid{1}, kThreads, 0, nullptr, p);
   }
   if (name == "divergent_line") {
     return PYDSTP_LAUNCH(divergent_line_kernel, grid, kThreads, 0, nullptr, p);

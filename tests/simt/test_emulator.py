@@ -53,6 +53,7 @@ def test_a_missing_barrier_gives_a_wrong_result(kernels, seed):
     ("divergent_sum", "divergent warp operation: not all lanes of a warp reached it"),
     ("divergent_line", "divergent warp operation: not all lanes of a warp reached it"),
     ("misaligned_read", "misaligned read of 16 bytes"),
+    ("misaligned_word", "misaligned read of 4 bytes"),
     ("sum_beside_barrier", "divergent warp operation: not all lanes of a warp reached it"),
 ])
 def test_a_mistake_is_named(kernels, kernel, complaint, seed):

@@ -44,13 +44,13 @@ def usages(report: str) -> list[Usage]:
 
 
 def compile_source(source: Path, target: Path) -> str:
-    """What the compiler writes; skips where there is none."""
+    """What the compiler writes about the device code; skips where there is none."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc on this machine")
     wanted = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
     command = [nvcc, "-std=c++17", "-O3", "--fmad=false", "-Icsrc", "-Werror=all-warnings",
-               "-Xptxas=-v", *wanted, "-c", str(source), "-o", str(target)]
+               "-Xptxas=-v", *wanted, "-fatbin", str(source), "-o", str(target)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
@@ -58,7 +58,7 @@ def compile_source(source: Path, target: Path) -> str:
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 def test_no_kernel_spills_its_registers(source, tmp_path):
-    report = compile_source(source, tmp_path / "kernel.o")
+    report = compile_source(source, tmp_path / "kernel.fatbin")
     found = usages(report)
     assert {usage.architecture for usage in found} == set(ARCHITECTURES), report
     assert len(found) == report.count("Compiling entry function"), report
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(1024, 2) spill(float* x) {
   for (int i = 0; i < 64; ++i) x[(i * 7 % 64) * 1024 + threadIdx.x] = kept[i] * kept[63 - i];
 }
 """)
-    found = usages(compile_source(source, tmp_path / "spill.o"))
+    found = usages(compile_source(source, tmp_path / "spill.fatbin"))
     assert len(found) == len(ARCHITECTURES)
     assert all(usage.kernel == "_Z5spillPf" and usage.stores and usage.loads for usage in found)
 
